@@ -1,0 +1,82 @@
+"""What a condition encoder is: the interface that the registry, the Saliency-UNet and the pipeline rely on."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from diffusers.configuration_utils import ConfigMixin
+from diffusers.utils import BaseOutput
+
+from ..modeling import StrictModelMixin
+
+
+class FeatureInfo(NamedTuple):
+    """One feature map of an encoder, stated so that nobody has to run the encoder to know it.
+
+    Args:
+        channels: number of channels.
+        stride: pixels of the input per pixel of the feature map, in both directions.
+        time_slices: slices in time that a clip of the encoder's configured length gives.
+    """
+
+    channels: int
+    stride: int
+    time_slices: int
+
+
+@dataclass
+class EncoderOutput(BaseOutput):
+    """
+    Args:
+        features: feature maps, finest scale first, each `(batch, channels, time_slices, height, width)`. A video
+            encoder gives one for each entry of its `feature_info`, an audio encoder a single one.
+    """
+
+    features: list[torch.Tensor]
+
+
+class VideoEncoder(StrictModelMixin, ConfigMixin):
+    """Base class of video encoders. `forward(video)` takes `(b, 3, t, h, w)`, normalised by `image_mean` and
+    `image_std`, and returns an [`EncoderOutput`].
+
+    A subclass sets `feature_info` in its constructor: one [`FeatureInfo`] a scale, finest first. The Saliency-UNet
+    takes scales of strides 4, 8, 16 and 32.
+    """
+
+    image_mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    image_std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    feature_info: list[FeatureInfo]
+
+
+class PerFrameVideoEncoder(VideoEncoder):
+    """A video encoder that sees frames one by one and mixes them over time afterwards.
+
+    Clips that overlap share frames: the pipeline calls `encode_frames` once for each frame of the video and
+    `mix_frames` once for each clip. `forward` does the two in a row.
+    """
+
+    def encode_frames(self, frames: torch.Tensor) -> list[torch.Tensor]:
+        """Frames `(n, 3, h, w)` to feature maps `(n, c, h, w)`, finest first."""
+        raise NotImplementedError
+
+    def mix_frames(self, features: list[torch.Tensor]) -> EncoderOutput:
+        """The frame features of clips, `(b, c, t, h, w)` with one slice a frame, to the features of the clips."""
+        raise NotImplementedError
+
+    def forward(self, video: torch.Tensor) -> EncoderOutput:
+        batch, _, time, _, _ = video.shape
+        frames = video.transpose(1, 2).flatten(0, 1)  # (b t) 3 h w
+        features = self.encode_frames(frames)
+        return self.mix_frames([f.unflatten(0, (batch, time)).transpose(1, 2) for f in features])
+
+
+class AudioEncoder(StrictModelMixin, ConfigMixin):
+    """Base class of audio encoders. `forward(log_mel)` takes log-mel slices `(b, 1, t, h, w)` (h along time, w along
+    the mel bands; each resized to `input_size`) and returns an [`EncoderOutput`] with a single feature map
+    `(b, c, t, h', w')`, one time slice for each log-mel slice.
+
+    A subclass sets `channels` in its constructor, and `input_size` where it wants another than the paper's.
+    """
+
+    channels: int
+    input_size: tuple[int, int] = (112, 192)

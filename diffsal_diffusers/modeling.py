@@ -1,0 +1,45 @@
+"""What all networks of the package share: diffusers' model class, loading with nothing missing and no pickle."""
+
+from pathlib import Path
+
+from diffusers import ModelMixin
+from safetensors import SafetensorError
+
+from .errors import InputError
+
+
+class StrictModelMixin(ModelMixin):
+    """diffusers' `ModelMixin`, whose `from_pretrained` accepts complete safetensors weights only.
+
+    diffusers fills a missing weight with random numbers and a warning, and falls back to a pickle where there are no
+    safetensors. Here both raise.
+    """
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
+        """Loads a folder or a hub repository written by `save_pretrained`; see `ModelMixin.from_pretrained`.
+
+        Raises:
+            InputError: the weights are missing, damaged, pickled, or not those of the model that the config describes.
+        """
+        where = Path(str(pretrained_model_name_or_path), kwargs.get("subfolder") or "")
+        with_info = kwargs.pop("output_loading_info", False)
+        kwargs["use_safetensors"] = True
+        try:
+            model, info = super().from_pretrained(pretrained_model_name_or_path, output_loading_info=True, **kwargs)
+        except InputError:
+            raise
+        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+            reason = " ".join(str(error).split())
+            raise InputError(
+                f"{where}: the weights of {cls.__name__} cannot be loaded; a complete safetensors file that matches "
+                f"config.json is needed ({reason[:300]})"
+            ) from error
+        for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+            if info[problem]:
+                keys = sorted(str(key) for key in info[problem])
+                raise InputError(
+                    f"{where}: the weights do not match the config of {cls.__name__}: {len(keys)} "
+                    f"{problem.replace('_', ' ')}, the first is {keys[0]}"
+                )
+        return (model, info) if with_info else model
