@@ -1,12 +1,14 @@
 """What a condition encoder is: the interface that the registry, the Saliency-UNet and the pipeline rely on."""
 
 from dataclasses import dataclass
+from os import PathLike
 from typing import NamedTuple
 
 import torch
 from diffusers.configuration_utils import ConfigMixin
 from diffusers.utils import BaseOutput
 
+from ..errors import InputError
 from ..modeling import StrictModelMixin
 
 
@@ -35,12 +37,32 @@ class EncoderOutput(BaseOutput):
     features: list[torch.Tensor]
 
 
-class VideoEncoder(StrictModelMixin, ConfigMixin):
+class ConditionEncoder(StrictModelMixin, ConfigMixin):
+    """What video and audio encoders share: diffusers' configuration, saving and loading."""
+
+    def load_pretrained(self, source: bool | str | PathLike = True) -> None:
+        """Takes over weights published for the backbone, in place of the initial ones.
+
+        Args:
+            source: `True` for the published weights themselves, downloaded where needed, or the path of a local file
+                with the tensors under their published names.
+
+        Raises:
+            InputError: there are no such weights, they cannot be had, or they are not those of this network.
+        """
+        raise InputError(
+            f"{type(self).__name__} knows of no published weights; load a saved encoder with "
+            f"{type(self).__name__}.from_pretrained(folder)"
+        )
+
+
+class VideoEncoder(ConditionEncoder):
     """Base class of video encoders. `forward(video)` takes `(b, 3, t, h, w)`, normalised by `image_mean` and
     `image_std`, and returns an [`EncoderOutput`].
 
     A subclass sets `feature_info` in its constructor: one [`FeatureInfo`] a scale, finest first. The Saliency-UNet
-    takes scales of strides 4, 8, 16 and 32.
+    takes scales of strides 4, 8, 16 and 32. It may set `image_mean` and `image_std`, which are for RGB values in
+    [0, 1]; ImageNet's are the default.
     """
 
     image_mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
@@ -70,7 +92,7 @@ class PerFrameVideoEncoder(VideoEncoder):
         return self.mix_frames([f.unflatten(0, (batch, time)).transpose(1, 2) for f in features])
 
 
-class AudioEncoder(StrictModelMixin, ConfigMixin):
+class AudioEncoder(ConditionEncoder):
     """Base class of audio encoders. `forward(log_mel)` takes log-mel slices `(b, 1, t, h, w)` (h along time, w along
     the mel bands; each resized to `input_size`) and returns an [`EncoderOutput`] with a single feature map
     `(b, c, t, h', w')`, one time slice for each log-mel slice.

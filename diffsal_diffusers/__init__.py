@@ -1,0 +1,65 @@
+"""Where do people look in a video with sound? DiffSal as components native to diffusers.
+
+Importing the package is what lets `DiffusionPipeline.from_pretrained` load its pipelines.
+"""
+
+from diffusers import ModelMixin, SchedulerMixin
+
+from .encoders import (
+    AudioEncoder,
+    EncoderOutput,
+    FeatureInfo,
+    LogMelCNNEncoder,
+    MViTv2Encoder,
+    PerFrameVideoEncoder,
+    S3DEncoder,
+    Swin3DEncoder,
+    TimmVideoEncoder,
+    VGGishEncoder,
+    VideoEncoder,
+    create_audio_encoder,
+    create_video_encoder,
+    list_audio_encoders,
+    list_video_encoders,
+    register_audio_encoder,
+    register_video_encoder,
+)
+from .errors import InputError
+from .models import SaliencyUNet
+from .pipelines import DiffSalPipeline, SaliencyPipelineOutput
+from .presets import load_pipeline
+from .processing import SaliencyProcessor
+from .registration import register_with_diffusers
+
+__version__ = "0.1.0"
+
+# diffusers finds a saved pipeline's components, and their base classes, as attributes of this module.
+__all__ = [
+    "AudioEncoder",
+    "DiffSalPipeline",
+    "EncoderOutput",
+    "FeatureInfo",
+    "InputError",
+    "LogMelCNNEncoder",
+    "MViTv2Encoder",
+    "ModelMixin",
+    "PerFrameVideoEncoder",
+    "S3DEncoder",
+    "SaliencyPipelineOutput",
+    "SaliencyProcessor",
+    "SaliencyUNet",
+    "SchedulerMixin",
+    "Swin3DEncoder",
+    "TimmVideoEncoder",
+    "VGGishEncoder",
+    "VideoEncoder",
+    "create_audio_encoder",
+    "create_video_encoder",
+    "list_audio_encoders",
+    "list_video_encoders",
+    "load_pipeline",
+    "register_audio_encoder",
+    "register_video_encoder",
+]
+
+register_with_diffusers(DiffSalPipeline)

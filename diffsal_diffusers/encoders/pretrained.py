@@ -1,0 +1,92 @@
+"""Published weights of the backbones: reading a file, downloading torchvision's, copying them into an encoder."""
+
+from collections.abc import Mapping
+from os import PathLike
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import nn
+from torchvision.models import WeightsEnum
+
+from ..errors import InputError
+
+
+def read_weights(file: str | PathLike) -> dict[str, torch.Tensor]:
+    """Reads a file of weights: safetensors, or a PyTorch file that holds a state dict and nothing else.
+
+    Raises:
+        InputError: the file does not exist, is damaged, or holds anything but tensors.
+    """
+    file = Path(file)
+    if not file.is_file():
+        raise InputError(f"{file}: no such file of weights")
+    try:
+        if file.suffix == ".safetensors":
+            weights = load_file(file)
+        else:
+            weights = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged file fails in many ways
+        raise InputError(
+            f"{file}: cannot be read as weights; a safetensors file is needed, or a PyTorch file of tensors only"
+        ) from error
+    if not isinstance(weights, Mapping) or not all(isinstance(value, torch.Tensor) for value in weights.values()):
+        raise InputError(f"{file}: holds something other than tensors by name; save the model's state_dict() alone")
+    return dict(weights)
+
+
+def download_weights(published: WeightsEnum) -> dict[str, torch.Tensor]:
+    """The weights that torchvision publishes, from torch hub's folder of checkpoints or else from the network.
+
+    Raises:
+        InputError: the download failed; the message names the file and the folder to put it in.
+    """
+    try:
+        return published.get_state_dict(progress=True, check_hash=True, weights_only=True, map_location="cpu")
+    except Exception as error:  # proxies, certificates, disks and hashes each fail with a class of their own
+        file = published.url.rpartition("/")[2]
+        raise InputError(
+            f"{published}: {file} cannot be had from {published.url} ({one_line(error)}); put the file into "
+            f"{Path(torch.hub.get_dir(), 'checkpoints')}, or pass its path as pretrained="
+        ) from error
+
+
+def load_weights(
+    model: nn.Module,
+    weights: Mapping[str, torch.Tensor],
+    source: object,
+    own: tuple[str, ...] = (),
+    unused: tuple[str, ...] = (),
+) -> None:
+    """Copies published weights into `model`: all that both should have, or none.
+
+    Args:
+        model: the network, with the published names.
+        weights: the published tensors by name.
+        source: where they come from, for the message.
+        own: prefixes of the model's tensors that a published file lacks; they keep their initial values.
+        unused: prefixes of the published tensors that the model has no use for, as a classifier's.
+
+    Raises:
+        InputError: a tensor is missing, is not known, or has another shape.
+    """
+    wanted = model.state_dict()
+    # Files from before torch 0.4.1 lack the batch counters, which nothing reads.
+    optional = (*own, *(name for name in wanted if name.endswith("num_batches_tracked")))
+    problems = {
+        "missing": [name for name in wanted if name not in weights and not name.startswith(optional)],
+        "not known": [name for name in weights if name not in wanted and not name.startswith(unused)],
+        "of another shape": [n for n in wanted if n in weights and wanted[n].shape != weights[n].shape],
+    }
+    for problem, names in problems.items():
+        if names:
+            raise InputError(
+                f"{source}: not the weights of this {type(model).__name__}; tensors {problem}: {len(names)}, "
+                f"the first is {names[0]}"
+            )
+    model.load_state_dict({name: weights[name] for name in wanted if name in weights}, strict=False)
+
+
+def one_line(error: Exception, length: int = 200) -> str:
+    """An exception of another library, short enough for a message of one sentence."""
+    return " ".join(f"{type(error).__name__}: {error}".split())[:length]

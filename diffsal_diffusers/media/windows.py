@@ -1,0 +1,71 @@
+"""Clips around each frame of a stream that is read once."""
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
+
+
+class IndexedFrame(NamedTuple):
+    """A frame of a stream: its number, its presentation time in seconds, and what is kept of it."""
+
+    index: int
+    time: float
+    content: Any
+
+
+class ClipWindow(NamedTuple):
+    """The clip that a saliency map is predicted from.
+
+    Args:
+        frames: the clip's frames in order. Before the video's first frame and after its last one, these repeat.
+        target: the frame that the map is for.
+        times: presentation times of the stream's frames after the previous window's target, this target's last.
+    """
+
+    frames: list[IndexedFrame]
+    target: IndexedFrame
+    times: list[float]
+
+
+def clip_windows(
+    frames: Iterable[tuple[float, Any]], num_frames: int, target_frame: int, stride: int = 1
+) -> Iterator[ClipWindow]:
+    """Slides a window over a stream of (time, content): one clip for every `stride`-th frame, and for the last one.
+
+    At most `num_frames` + `stride` frames are held at a time.
+
+    Args:
+        frames: the stream.
+        num_frames: frames in a clip.
+        target_frame: place of the target in its clip, from 0.
+        stride: frames from one target to the next.
+    """
+    held: deque[IndexedFrame] = deque()
+    ahead = num_frames - 1 - target_frame  # frames that a clip has after its target
+    target, previous = 0, -1
+
+    def window(target: int) -> ClipWindow:
+        first = held[0].index
+        wanted = range(target - target_frame, target - target_frame + num_frames)
+        clip = [held[min(max(i - first, 0), len(held) - 1)] for i in wanted]
+        times = [frame.time for frame in held if previous < frame.index <= target]
+        return ClipWindow(clip, held[target - first], times)
+
+    for index, (time, content) in enumerate(frames):
+        held.append(IndexedFrame(index, time, content))
+        if index < target + ahead:
+            continue
+        yield window(target)
+        previous, target = target, target + stride
+        # The stream may end anywhere: its last frame, the next one perhaps, is a target too.
+        while held and held[0].index < previous + 1 - target_frame:
+            held.popleft()
+
+    # The stream has ended: what is ahead of the remaining targets is its last frame.
+    if not held:
+        return
+    last = held[-1].index
+    while previous < last:
+        target = min(target, last)
+        yield window(target)
+        previous, target = target, target + stride

@@ -1,0 +1,68 @@
+"""Models by name, and loading from folders."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from diffusers import DiffusionPipeline
+
+from .errors import InputError
+from .pipelines import DiffSalPipeline
+
+
+def _light() -> DiffSalPipeline:
+    return DiffSalPipeline.from_encoders(
+        video="timm/efficientnet_lite0",
+        audio="log_mel_cnn",
+        block_out_channels=(16, 32, 64, 128),
+        head_channels=64,
+        norm_num_groups=8,
+    )
+
+
+def _paper() -> DiffSalPipeline:
+    return DiffSalPipeline.from_encoders(video="mvit_v2_s", audio="vggish")
+
+
+UNTRAINED_MODELS: dict[str, Callable[[], DiffSalPipeline]] = {"untrained-light": _light, "untrained-paper": _paper}
+DEFAULT_MODEL = "untrained-light"
+
+
+def load_pipeline(model: str | Path = DEFAULT_MODEL, seed: int = 0) -> DiffSalPipeline:
+    """A pipeline by name or from a folder.
+
+    Args:
+        model: `"untrained-light"` (a light image backbone and a small U-Net), `"untrained-paper"` (the paper's
+            networks), or a folder that `save_pretrained` wrote.
+        seed: of the untrained models' weights.
+
+    Raises:
+        InputError: there is no such model, or the folder is not a complete model.
+    """
+    if str(model) in UNTRAINED_MODELS:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return UNTRAINED_MODELS[str(model)]()
+    folder, index = Path(model), Path(model, "model_index.json")
+    if not folder.is_dir():
+        raise InputError(
+            f"there is no model {str(model)!r}; give a model's folder or one of {', '.join(UNTRAINED_MODELS)}"
+        )
+    try:
+        class_name = json.loads(index.read_text())["_class_name"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{folder} is not a model's folder: it needs a model_index.json with a `_class_name`"
+        ) from error
+    if class_name != DiffSalPipeline.__name__:
+        raise InputError(f"{index}: `_class_name` must be {DiffSalPipeline.__name__}, got {class_name!r}")
+    try:
+        return DiffusionPipeline.from_pretrained(folder, local_files_only=True)
+    except InputError:
+        raise
+    except (OSError, ValueError, TypeError, AttributeError, ImportError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise InputError(
+            f"{folder} is not a complete model; save it anew with `save_pretrained` ({reason})"
+        ) from error

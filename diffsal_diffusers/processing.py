@@ -1,0 +1,123 @@
+"""What stands between media and networks: frame sizes, normalisation, log-mel settings, saved with the pipeline."""
+
+import os
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+
+from .errors import InputError
+from .media.audio import SAMPLE_RATE, AudioSource
+from .media.log_mel import log_mel_spectrogram, released_log_mel_slices, resize_slices
+
+LOG_MEL_HOP = 160  # samples between two log-mel frames
+LOG_MEL_WINDOW = 400  # samples under one log-mel frame
+SLICE_FRAMES = 64  # log-mel frames in one slice: 0.65 s
+RELEASED_BUFFER = 35_280  # samples that the release's front end works on
+AUDIO_ALIGNMENTS = ("clip", "released")
+
+
+class SaliencyProcessor(ConfigMixin):
+    """Turns frames and sound into what the encoders take.
+
+    Args:
+        frame_size: height and width that frames are resized to, in pixels; divisible by 32.
+        num_frames: frames in a clip.
+        target_frame: place in the clip, from 0, of the frame that the map is for.
+        image_mean, image_std: normalisation of RGB values in [0, 1].
+        audio_slices: log-mel slices of a clip.
+        audio_size: height (time) and width (mel bands) that each 64x64 log-mel slice is resized to.
+        audio_alignment: `"clip"` spreads the slices evenly over the clip; `"released"` is the front end that the
+            authors' weights were trained with: the clip's sound in the middle of 2.2 s of silence, a slice every 110 ms
+            from the start of that, which is not aligned with the frames.
+    """
+
+    config_name = "processor_config.json"
+
+    @register_to_config
+    def __init__(
+        self,
+        frame_size: tuple[int, int] = (224, 384),
+        num_frames: int = 16,
+        target_frame: int = 8,
+        image_mean: tuple[float, float, float] = (0.45, 0.45, 0.45),
+        image_std: tuple[float, float, float] = (0.225, 0.225, 0.225),
+        audio_slices: int = 9,
+        audio_size: tuple[int, int] = (112, 192),
+        audio_alignment: str = "clip",
+    ):
+        if any(side <= 0 or side % 32 for side in frame_size):
+            raise InputError(f"`frame_size` must be two positive multiples of 32, got {tuple(frame_size)}")
+        if not 0 <= target_frame < num_frames:
+            raise InputError(f"`target_frame` must be from 0 to {num_frames - 1}, got {target_frame}")
+        if audio_alignment not in AUDIO_ALIGNMENTS:
+            raise InputError(
+                f"`audio_alignment` must be one of {', '.join(AUDIO_ALIGNMENTS)}, got {audio_alignment!r}"
+            )
+
+    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs) -> None:
+        """Writes `processor_config.json` into the folder."""
+        self.save_config(save_directory, **kwargs)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs) -> "SaliencyProcessor":
+        """Reads what `save_pretrained` wrote."""
+        return cls.from_config(cls.load_config(pretrained_model_name_or_path, **kwargs))
+
+    def preprocess_frame(self, pixels: np.ndarray) -> torch.Tensor:
+        """One frame `(h, w, 3)`, uint8 RGB, resized: `(3, height, width)`, uint8, so that a stream's frames are
+        kept small until they are used."""
+        frame = torch.from_numpy(pixels).permute(2, 0, 1)[None]  # 1 3 h w
+        frame = F.interpolate(frame, size=tuple(self.config.frame_size), mode="bilinear", antialias=True)
+        return frame[0]
+
+    def normalize(self, frames: torch.Tensor) -> torch.Tensor:
+        """Frames `(n, 3, height, width)`, uint8, to the float32 values that the video encoder takes."""
+        mean = torch.tensor(self.config.image_mean, device=frames.device).view(3, 1, 1)
+        std = torch.tensor(self.config.image_std, device=frames.device).view(3, 1, 1)
+        return (frames / 255 - mean) / std
+
+    def log_mel_slices(self, sound: AudioSource, clip_times: Sequence[Sequence[float]]) -> torch.Tensor:
+        """The log-mel slices of some clips.
+
+        Args:
+            sound: read forward: the clips of a later call begin no earlier.
+            clip_times: presentation times in seconds of the frames of each clip.
+
+        Returns:
+            `(b, 1, t, height, width)`, t = `audio_slices`, of `audio_size`.
+        """
+        if self.config.audio_alignment == "released":
+            slices = self._released_slices(sound, clip_times)
+        else:
+            slices = self._aligned_slices(sound, clip_times)  # b t 64 64
+        return resize_slices(slices, tuple(self.config.audio_size)).unsqueeze(1)  # b 1 t h w
+
+    def _aligned_slices(self, sound: AudioSource, clip_times: Sequence[Sequence[float]]) -> torch.Tensor:
+        # The slices' centres divide the clip's time evenly; each slice lasts 0.65 s, so neighbours overlap. All clips
+        # share one 10 ms grid: a slice does not depend on which clips are asked for together.
+        first = torch.tensor([[times[0]] for times in clip_times], dtype=torch.float64)  # b 1
+        last = torch.tensor([[times[-1]] for times in clip_times], dtype=torch.float64)  # b 1
+        # A frame is shown until the next one: n frames last n/(n-1) of the time from the first to the last.
+        places = (torch.arange(self.config.audio_slices, dtype=torch.float64) + 0.5) / self.config.audio_slices
+        places = places + (places - 0.5) / max(self.config.num_frames - 1, 1)
+        centres = first + (last - first) * places  # b t
+        half = (SLICE_FRAMES - 1) / 2 * LOG_MEL_HOP + LOG_MEL_WINDOW / 2
+        starts = ((centres * SAMPLE_RATE - half) / LOG_MEL_HOP).round().long()  # log-mel frame that a slice starts at
+
+        origin, end = int(starts.min()), int(starts.max()) + SLICE_FRAMES - 1
+        waveform = sound.read(origin * LOG_MEL_HOP, end * LOG_MEL_HOP + LOG_MEL_WINDOW)
+        spectrogram = log_mel_spectrogram(waveform)  # frames 64
+        return spectrogram[(starts - origin)[..., None] + torch.arange(SLICE_FRAMES)]  # b t 64 64
+
+    def _released_slices(self, sound: AudioSource, clip_times: Sequence[Sequence[float]]) -> torch.Tensor:
+        buffers = torch.zeros(len(clip_times), RELEASED_BUFFER)
+        for buffer, times in zip(buffers, clip_times, strict=True):
+            half_frame = (times[-1] - times[0]) / max(len(times) - 1, 1) / 2
+            first, last = (round(t * SAMPLE_RATE) for t in (times[0] - half_frame, times[-1] + half_frame))
+            length = min(last - first, RELEASED_BUFFER)
+            offset = (RELEASED_BUFFER - length) // 2
+            buffer[offset : offset + length] = sound.read(first, first + length)
+        return released_log_mel_slices(buffers, self.config.audio_slices)  # b t 64 64

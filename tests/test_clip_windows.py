@@ -1,0 +1,37 @@
+"""Clip windows over a stream, against the plain definition on the whole list."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from diffsal_diffusers.media.windows import clip_windows
+
+
+@given(total=st.integers(0, 60), num_frames=st.integers(1, 16), data=st.data(), stride=st.integers(1, 20))
+def test_windows_are_those_of_the_whole_video(total, num_frames, data, stride):
+    target_frame = data.draw(st.integers(0, num_frames - 1))
+    frames = [(i / 25, f"frame {i}") for i in range(total)]
+    windows = list(clip_windows(iter(frames), num_frames, target_frame, stride))
+
+    targets = sorted({*range(0, total, stride), *([total - 1] if total else [])})
+    assert [w.target.index for w in windows] == targets
+    for window in windows:
+        first = window.target.index - target_frame
+        expected = [min(max(i, 0), total - 1) for i in range(first, first + num_frames)]
+        assert [frame.index for frame in window.frames] == expected
+        assert [frame.content for frame in window.frames] == [f"frame {i}" for i in expected]
+    assert [time for window in windows for time in window.times] == [time for time, _ in frames]
+    assert all(window.times[-1] == window.target.time for window in windows)
+
+
+@given(stride=st.integers(1, 40))
+def test_a_stream_is_read_no_further_than_needed(stride):
+    read = []
+
+    def frames():
+        for i in range(200):
+            read.append(i)
+            yield i / 25, None
+
+    for window in clip_windows(frames(), num_frames=16, target_frame=8, stride=stride):
+        if window.target.index + 7 < 199:
+            assert read[-1] == window.target.index + 7

@@ -1,0 +1,389 @@
+"""The pipeline on real media: tables of equivalences, arguments, encoders of one's own, loading."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DiffusionPipeline
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from stand_ins import tiny_pipeline
+
+from diffsal_diffusers import DiffSalPipeline, InputError, SaliencyPipelineOutput
+from diffsal_diffusers.encoders import registry
+from diffsal_diffusers.media.audio import open_audio
+from diffsal_diffusers.media.video import open_video
+from diffsal_diffusers.schedulers import SCHEDULERS, create_scheduler
+
+ROOT = Path(__file__).parent.parent
+CLIP = ROOT / "examples" / "big_buck_bunny.mp4"  # 640x360, 25 fps, 5.3 s, stereo
+PART = {"start": 1.0, "duration": 0.4}  # 10 frames
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    return tiny_pipeline()
+
+
+@pytest.fixture(scope="module")
+def expected(pipe):
+    return pipe(CLIP, generator=seeded(), match_input_resolution=False, **PART).saliency
+
+
+@pytest.fixture(scope="module")
+def frames():
+    with open_video(CLIP, **PART) as source:
+        return np.stack([frame.pixels for frame in source])
+
+
+class TestOutput:
+    def test_a_map_for_every_frame_at_the_videos_size(self, pipe):
+        out = pipe(str(CLIP), generator=seeded(), **PART)
+        assert isinstance(out, SaliencyPipelineOutput)
+        assert out.saliency.shape == (10, 360, 640)
+        assert out.saliency.dtype == np.float32
+        assert 0 <= out.saliency.min() < out.saliency.max() <= 1
+        assert out.uncertainty is None
+        np.testing.assert_allclose(out.times, 1 + np.arange(10) / 25, atol=1e-6)
+
+    def test_forms(self, pipe, expected):
+        kwargs = {"generator": seeded(), "match_input_resolution": False, **PART}
+        tensors = pipe(CLIP, output_type="pt", **kwargs).saliency
+        np.testing.assert_allclose(tensors, expected, atol=1e-6)
+        images = pipe(CLIP, output_type="pil", **(kwargs | {"generator": seeded()})).saliency
+        assert [image.size for image in images] == [(96, 64)] * 10
+        np.testing.assert_allclose(np.stack(images) / 65535, expected, atol=1e-5)
+        saliency, uncertainty = pipe(CLIP, return_dict=False, **(kwargs | {"generator": seeded()}))
+        np.testing.assert_array_equal(saliency, expected)
+        assert uncertainty is None
+
+    def test_seeds(self, pipe, expected):
+        again = pipe(CLIP, generator=seeded(), match_input_resolution=False, **PART).saliency
+        other = pipe(CLIP, generator=seeded(1), match_input_resolution=False, **PART).saliency
+        np.testing.assert_array_equal(again, expected)
+        assert np.abs(other - expected).max() > 1e-3
+
+    def test_a_still_picture_does_not_flicker(self, pipe, frames):
+        still = np.repeat(frames[:1], 20, axis=0)
+        maps = pipe(still, generator=seeded()).saliency
+        np.testing.assert_allclose(maps, np.repeat(maps[:1], 20, axis=0), atol=1e-5)
+        independent = pipe(still, generator=seeded(), independent_noise=True).saliency
+        assert np.abs(np.diff(independent, axis=0)).max(axis=(1, 2)).min() > 1e-3
+
+
+class TestEquivalences:
+    @pytest.mark.parametrize("independent_noise", [False, True])
+    @pytest.mark.parametrize("scheduler", SCHEDULERS)
+    def test_batch_size_and_streaming(self, scheduler, independent_noise):
+        pipe = tiny_pipeline()
+        pipe.scheduler = create_scheduler(scheduler, pipe.scheduler.config)
+        kwargs = {"num_inference_steps": 3, "independent_noise": independent_noise, **PART}
+        whole = pipe(CLIP, batch_size=1, generator=seeded(), **kwargs).saliency
+        for batch_size in (3, 10):
+            batched = pipe(CLIP, batch_size=batch_size, generator=seeded(), **kwargs).saliency
+            np.testing.assert_allclose(batched, whole, atol=1e-4)
+        streamed = list(pipe.stream(CLIP, batch_size=4, generator=seeded(), **kwargs))
+        np.testing.assert_allclose(np.stack([saliency for _, saliency in streamed]), whole, atol=1e-4)
+
+    def test_a_whole_clip_encoder_agrees_too(self):
+        pipe = tiny_pipeline(video="s3d", audio=None)
+        one = pipe(CLIP, batch_size=1, generator=seeded(), **PART).saliency
+        many = pipe(CLIP, batch_size=4, generator=seeded(), **PART).saliency
+        np.testing.assert_allclose(many, one, atol=1e-4)
+
+    @pytest.mark.parametrize("kind", ["array", "float array", "tensor", "images", "folder"])
+    def test_kinds_of_video(self, pipe, frames, expected, kind, tmp_path):
+        if kind == "folder":
+            for i, pixels in enumerate(frames):
+                Image.fromarray(pixels).save(tmp_path / f"{i}.png")
+        video = {
+            "array": frames,
+            "float array": frames / 255,
+            "tensor": torch.from_numpy(frames).permute(0, 3, 1, 2),
+            "images": [Image.fromarray(pixels) for pixels in frames],
+            "folder": tmp_path,
+        }[kind]
+        # The clip starts a second into the file, so does its sound.
+        with open_audio(CLIP) as source:
+            waveform = source.read(16000, 32000)
+        sound_before = pipe(CLIP, audio=False, generator=seeded(), match_input_resolution=False, **PART).saliency
+        maps = pipe(video, generator=seeded(), fps=25, match_input_resolution=False).saliency
+        np.testing.assert_allclose(maps, sound_before, atol=1e-4)
+        heard = pipe(video, audio=(waveform, 16000), generator=seeded(), fps=25, match_input_resolution=False).saliency
+        assert np.abs(heard - sound_before).max() > 1e-4
+
+    @pytest.mark.parametrize("kind", ["path", "waveform"])
+    def test_kinds_of_sound(self, pipe, expected, kind):
+        with open_audio(CLIP) as source:
+            waveform = source.read(0, 5 * 16000)
+        audio = CLIP if kind == "path" else (waveform, 16000)
+        maps = pipe(CLIP, audio=audio, generator=seeded(), match_input_resolution=False, **PART).saliency
+        np.testing.assert_allclose(maps, expected, atol=1e-4)
+
+    def test_frames_between_are_interpolated(self, pipe, expected):
+        kwargs = {"generator": seeded(), "match_input_resolution": False, **PART}
+        strided = pipe(CLIP, frame_stride=4, **kwargs).saliency
+        for i in (0, 4, 8, 9):  # every fourth, and the last
+            np.testing.assert_allclose(strided[i], expected[i], atol=1e-5)
+        for i in (1, 2, 3):
+            between = expected[0] * (1 - i / 4) + expected[4] * i / 4
+            np.testing.assert_allclose(strided[i], between, atol=1e-5)
+
+    def test_a_part_of_a_video_starts_as_if_it_were_all(self, pipe):
+        part = pipe(CLIP, audio=False, generator=seeded(), start=1.0, duration=0.4).saliency
+        with open_video(CLIP, **PART) as source:
+            alone = np.stack([frame.pixels for frame in source])
+        np.testing.assert_allclose(pipe(alone, generator=seeded()).saliency, part, atol=1e-4)
+
+
+class TestArguments:
+    def test_sound_matters(self, pipe, expected):
+        deaf = pipe(CLIP, audio=False, generator=seeded(), match_input_resolution=False, **PART).saliency
+        assert np.abs(deaf - expected).max() > 1e-3
+
+    def test_audio_guidance(self, pipe, expected):
+        kwargs = {"match_input_resolution": False, "num_inference_steps": 1, **PART}
+        deaf = pipe(CLIP, audio=False, generator=seeded(), **kwargs).saliency
+        heard = pipe(CLIP, generator=seeded(), **kwargs).saliency
+        for scale in (0.0, 0.5, 2.0):
+            guided = pipe(CLIP, audio_guidance_scale=scale, generator=seeded(), **kwargs).saliency
+            np.testing.assert_allclose(guided, (deaf + scale * (heard - deaf)).clip(0, 1), atol=1e-4)
+
+    def test_ensemble(self, pipe):
+        kwargs = {"match_input_resolution": False, **PART}
+        members = []
+
+        def keep(pipe, step, timestep, tensors):
+            if step == 1:
+                members.append(tensors["prediction"])
+
+        out = pipe(
+            CLIP,
+            ensemble_size=3,
+            output_uncertainty=True,
+            generator=seeded(),
+            callback_on_step_end=keep,
+            callback_on_step_end_tensor_inputs=["prediction"],
+            **kwargs,
+        )
+        members = (torch.cat(members).unflatten(0, (10, 3)).squeeze(2) + 1) / 2  # b e h w
+        np.testing.assert_allclose(out.saliency, members.mean(dim=1), atol=1e-5)
+        np.testing.assert_allclose(out.uncertainty, members.std(dim=1), atol=1e-5)
+        first = pipe(CLIP, generator=seeded(), **kwargs).saliency
+        np.testing.assert_allclose(members[:, 0], first, atol=1e-4)
+
+    def test_each_frame_is_encoded_once(self, monkeypatch):
+        pipe = tiny_pipeline()
+        encoded, clips = [], []
+        encode_frames, mix_frames = pipe.video_encoder.encode_frames, pipe.video_encoder.mix_frames
+
+        def count_frames(frames):
+            encoded.append(len(frames))
+            return encode_frames(frames)
+
+        def count_clips(features):
+            clips.append(len(features[0]))
+            return mix_frames(features)
+
+        monkeypatch.setattr(pipe.video_encoder, "encode_frames", count_frames)
+        monkeypatch.setattr(pipe.video_encoder, "mix_frames", count_clips)
+        pipe(CLIP, ensemble_size=2, num_inference_steps=3, start=1.0, duration=1.2)
+        assert sum(encoded) == 30
+        assert sum(clips) == 30
+
+    def test_callback_may_change_the_state(self, pipe):
+        steps = []
+
+        def blank(pipe, step, timestep, tensors):
+            assert list(tensors) == ["sample"]
+            steps.append((step, int(timestep)))
+            return {"sample": torch.zeros_like(tensors["sample"])}
+
+        kwargs = {"match_input_resolution": False, "num_inference_steps": 2, "batch_size": 10, **PART}
+        changed = [pipe(CLIP, generator=seeded(s), callback_on_step_end=blank, **kwargs).saliency for s in (0, 1)]
+        np.testing.assert_allclose(changed[0], changed[1], atol=1e-6)
+        assert steps == [(0, 999), (1, 499)] * 2
+
+    def test_default_steps_come_from_the_model(self):
+        pipe = tiny_pipeline(num_inference_steps=3)
+        steps = []
+        pipe(CLIP, callback_on_step_end=lambda p, i, t, k: steps.append(i), batch_size=10, **PART)
+        assert steps == [0, 1, 2]
+
+    def test_sound_alone(self, pipe):
+        out = pipe(None, audio=CLIP, height=50, width=70, fps=10, generator=seeded(), duration=2.0)
+        assert out.saliency.shape == (20, 50, 70)
+        np.testing.assert_allclose(out.times, np.arange(20) / 10, atol=1e-6)
+        assert np.abs(np.diff(out.saliency, axis=0)).max() > 1e-4  # the sound changes
+
+    def test_half_precision(self, expected):
+        pipe = tiny_pipeline().to(torch.bfloat16)
+        maps = pipe(CLIP, generator=seeded(), match_input_resolution=False, **PART).saliency
+        assert maps.dtype == np.float32
+        assert np.abs(maps - expected).mean() < 0.05
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            ({"num_inference_steps": 0}, "`num_inference_steps` must be a positive integer, got 0"),
+            ({"frame_stride": 1.5}, "`frame_stride` must be a positive integer, got 1.5"),
+            ({"batch_size": -1}, "`batch_size` must be a positive integer, got -1"),
+            ({"num_inference_steps": 2000}, "DDIMScheduler cannot take 2000 steps"),
+            ({"output_uncertainty": True}, "needs an `ensemble_size` of at least 2"),
+            ({"output_type": "latent"}, "`output_type` must be one of np, pt, pil, got 'latent'"),
+            ({"generator": 3}, "`generator` must be a torch.Generator, got int"),
+            ({"audio": True}, "`audio` must be a path"),
+            ({"audio": False, "audio_guidance_scale": 2.0}, "needs sound and an audio encoder"),
+            ({"height": 20}, "`height` and `width` are for `video=None`"),
+            ({"video": None}, "`audio` and an audio encoder are needed"),
+            ({"video": None, "audio": CLIP}, "needs the maps' `height` in pixels, got None"),
+            ({"callback_on_step_end_tensor_inputs": ["noise"]}, "may name sample, prediction, got 'noise'"),
+            ({"video": "nowhere.mp4"}, "nowhere.mp4"),
+            ({"start": 100.0}, "big_buck_bunny.mp4"),
+        ],
+    )
+    def test_wrong_arguments(self, pipe, change, message):
+        with pytest.raises(InputError, match=message):
+            pipe.stream(**({"video": CLIP} | change))
+
+    def test_pipelines_without_an_encoder(self):
+        blind, deaf = tiny_pipeline(video=None), tiny_pipeline(audio=None)
+        with pytest.raises(InputError, match="no video encoder"):
+            blind(CLIP)
+        with pytest.raises(InputError, match="no audio encoder"):
+            deaf(CLIP, audio=CLIP)
+        assert deaf(CLIP, **PART).saliency.shape == (10, 360, 640)
+        assert blind(None, audio=CLIP, height=36, width=64, duration=0.4).saliency.shape == (10, 36, 64)
+
+    def test_from_encoders_refuses(self):
+        with pytest.raises(InputError, match="both are None"):
+            DiffSalPipeline.from_encoders(None, None)
+        with pytest.raises(InputError, match="there is no video encoder 'mvit'"):
+            DiffSalPipeline.from_encoders("mvit")
+        with pytest.raises(InputError, match="`frame_size` must be two positive multiples of 32"):
+            tiny_pipeline(frame_size=(60, 90))
+
+    def test_no_audio_offload_sequence_is_missing(self, pipe):
+        parts = pipe.model_cpu_offload_seq.split("->")
+        modules = [name for name, part in pipe.components.items() if isinstance(part, torch.nn.Module)]
+        assert sorted(parts) == sorted(modules)
+
+
+def test_the_papers_system_is_of_the_papers_size():
+    pipe = DiffSalPipeline.from_encoders()
+    total = sum(part.num_parameters() for part in pipe.components.values() if isinstance(part, torch.nn.Module))
+    assert 72e6 < total < 80e6
+
+
+@pytest.fixture(scope="module")
+def folder(pipe, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    pipe.save_pretrained(folder)
+    return folder
+
+
+class TestLoading:
+    @pytest.mark.parametrize("loader", [DiffusionPipeline, DiffSalPipeline])
+    def test_round_trip(self, folder, loader, expected):
+        pipe = loader.from_pretrained(folder)
+        pipe.set_progress_bar_config(disable=True)
+        maps = pipe(CLIP, generator=seeded(), match_input_resolution=False, **PART).saliency
+        np.testing.assert_array_equal(maps, expected)
+
+    def test_a_fresh_process_needs_the_import_only(self, folder, expected, tmp_path):
+        code = (
+            "import sys, numpy, torch, diffsal_diffusers; from diffusers import DiffusionPipeline\n"
+            "pipe = DiffusionPipeline.from_pretrained(sys.argv[1])\n"
+            "maps = pipe(sys.argv[2], generator=torch.Generator().manual_seed(0), match_input_resolution=False, "
+            "start=1.0, duration=0.4).saliency\n"
+            "numpy.save(sys.argv[3], maps)"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", code, folder, CLIP, tmp_path / "maps.npy"],
+            cwd=tmp_path,
+            env=os.environ | {"HF_HUB_OFFLINE": "1"},
+        )
+        assert done.returncode == 0
+        np.testing.assert_array_equal(np.load(tmp_path / "maps.npy"), expected)
+
+    @pytest.mark.parametrize("kind", ["video", "audio"])
+    def test_an_absent_encoder_stays_absent(self, kind, tmp_path):
+        tiny_pipeline(**{kind: None}).save_pretrained(tmp_path)
+        loaded = DiffusionPipeline.from_pretrained(tmp_path)
+        assert loaded.components[f"{kind}_encoder"] is None
+
+    def test_the_index_names_the_package(self, folder):
+        index = json.loads((folder / "model_index.json").read_text())
+        assert index["unet"] == ["diffsal_diffusers", "SaliencyUNet"]
+        assert index["processor"] == ["diffsal_diffusers", "SaliencyProcessor"]
+        assert index["default_num_inference_steps"] == 2
+
+    @pytest.mark.parametrize(
+        "damage", ["missing weight", "wrong shape", "extra weight", "pickle", "truncated", "absent"]
+    )
+    def test_incomplete_weights_are_refused(self, folder, damage, tmp_path):
+        broken = tmp_path / "model"
+        shutil.copytree(folder, broken)
+        file = broken / "unet" / "diffusion_pytorch_model.safetensors"
+        weights = load_file(file)
+        if damage == "missing weight":
+            del weights["head.2.weight"]
+        elif damage == "wrong shape":
+            weights["head.2.weight"] = weights["head.2.weight"][:, :1].contiguous()
+        elif damage == "extra weight":
+            weights["tail"] = torch.zeros(1)
+        if damage == "truncated":
+            file.write_bytes(file.read_bytes()[:1000])
+        elif damage in ("pickle", "absent"):
+            file.unlink()
+        else:
+            save_file(weights, file, metadata={"format": "pt"})
+        if damage == "pickle":
+            torch.save(weights, file.with_suffix(".bin"))
+        with pytest.raises(InputError, match="unet") as raised:
+            DiffusionPipeline.from_pretrained(broken)
+        assert "\n" not in str(raised.value)
+
+
+OWN_ENCODER = """
+import torch
+from diffusers.configuration_utils import register_to_config
+from diffsal_diffusers import EncoderOutput, FeatureInfo, VideoEncoder, register_video_encoder
+
+@register_video_encoder("pyramid")
+class PyramidEncoder(VideoEncoder):
+    @register_to_config
+    def __init__(self, channels: int = 4):
+        super().__init__()
+        self.convs = torch.nn.ModuleList(torch.nn.Conv3d(3, channels, (2, s, s), stride=(2, s, s)) for s in (4, 8, 16, 32))
+        self.feature_info = [FeatureInfo(channels, stride, 8) for stride in (4, 8, 16, 32)]
+
+    def forward(self, video):
+        return EncoderOutput(features=[conv(video) for conv in self.convs])
+"""
+
+
+def test_an_encoder_from_a_users_own_file(tmp_path, monkeypatch):
+    (tmp_path / "my_encoders.py").write_text(OWN_ENCODER)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(registry, "_VIDEO_ENCODERS", dict(registry._VIDEO_ENCODERS))
+    import my_encoders
+
+    pipe = tiny_pipeline(video="pyramid", audio="log_mel_cnn")
+    assert isinstance(pipe.video_encoder, my_encoders.PyramidEncoder)
+    expected = pipe(CLIP, generator=seeded(), **PART).saliency
+    pipe.save_pretrained(tmp_path / "model")
+    index = json.loads((tmp_path / "model" / "model_index.json").read_text())
+    assert index["video_encoder"] == ["my_encoders", "PyramidEncoder"]
+    loaded = DiffusionPipeline.from_pretrained(tmp_path / "model")
+    np.testing.assert_array_equal(loaded(CLIP, generator=seeded(), **PART).saliency, expected)

@@ -1,0 +1,334 @@
+"""The Saliency-UNet: what its output depends on, its sizes, its shapes, its equations."""
+
+import itertools
+
+import pytest
+import torch
+from reference_weights import draw_weights
+from torch.utils.flop_counter import FlopCounterMode
+
+from diffsal_diffusers import InputError, SaliencyUNet
+from diffsal_diffusers.models.attention import SpatioTemporalCompression, SpatioTemporalCrossAttention
+from diffsal_diffusers.models.interaction import INTERACTIONS, MultiModalInteraction
+from diffsal_diffusers.models.saliency_unet import TemporalConvolution
+
+SMALL = {
+    "block_out_channels": (16, 24, 32, 40),
+    "video_channels": (6, 7, 8, 9),
+    "audio_channels": 12,
+    "head_channels": 16,
+    "norm_num_groups": 8,
+}
+
+
+def generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def make_inputs(unet, batch=1, size=(64, 96), slices=None, seed=0):
+    """Noise, video features and audio features that fit the network."""
+    g = generator(seed)
+    height, width = size
+    config = unet.config
+    slices = slices or config.video_time_slices
+    noise = torch.randn(batch, config.in_channels, height, width, generator=g)
+    video = [
+        torch.randn(batch, c, t, height // stride, width // stride, generator=g)
+        for c, t, stride in zip(config.video_channels, slices, (4, 8, 16, 32), strict=True)
+    ]
+    audio = torch.randn(batch, config.audio_channels, config.audio_time_slices, 7, 12, generator=g)
+    return noise, video, audio
+
+
+@pytest.fixture(scope="module")
+def small_unet():
+    return draw_weights(SaliencyUNet(**SMALL))
+
+
+@pytest.fixture(scope="module")
+def paper_unet():
+    return draw_weights(SaliencyUNet())
+
+
+def relative_change(a: torch.Tensor, b: torch.Tensor) -> float:
+    """Root-mean-square difference as a share of the output's standard deviation."""
+    return ((a - b).pow(2).mean().sqrt() / a.std()).item()
+
+
+@pytest.fixture(scope="module")
+def inputs(paper_unet):
+    return make_inputs(paper_unet, size=(224, 384))
+
+
+@pytest.fixture(scope="module", params=["audio-visual", "video-only"])
+def case(request, paper_unet, inputs):
+    noise, video, audio = inputs
+    audio = audio if request.param == "audio-visual" else None
+    with torch.no_grad():
+        return noise, video, audio, paper_unet(noise, 900, video, audio).sample
+
+
+class TestWhatTheOutputDependsOn:
+    """At the paper's config and size, at t = 900, with weights drawn by the rule."""
+
+    @torch.no_grad()
+    def test_noise(self, paper_unet, case):
+        noise, video, audio, output = case
+        other = torch.randn(noise.shape, generator=generator(1))
+        assert relative_change(output, paper_unet(other, 900, video, audio).sample) > 0.05
+
+    @torch.no_grad()
+    @pytest.mark.parametrize("timestep", [100, 500, 700])
+    def test_timestep(self, paper_unet, case, timestep):
+        noise, video, audio, output = case
+        assert relative_change(output, paper_unet(noise, timestep, video, audio).sample) > 0.05
+
+    @torch.no_grad()
+    @pytest.mark.parametrize("slice_", range(8))
+    def test_every_video_slice(self, paper_unet, case, slice_):
+        noise, video, audio, output = case
+        changed = [feature.clone() for feature in video]
+        for feature in changed:
+            feature[:, :, slice_] = torch.randn(feature[:, :, slice_].shape, generator=generator(1))
+        assert relative_change(output, paper_unet(noise, 900, changed, audio).sample) > 0.05
+
+    @torch.no_grad()
+    def test_sound(self, paper_unet, inputs):
+        noise, video, audio = inputs
+        other = torch.randn(audio.shape, generator=generator(1))
+        output = paper_unet(noise, 900, video, audio).sample
+        assert relative_change(output, paper_unet(noise, 900, video, other).sample) > 0.05
+        assert relative_change(output, paper_unet(noise, 900, video).sample) > 0.05
+
+
+class TestSizes:
+    def test_parameters(self, paper_unet):
+        assert 35e6 < paper_unet.num_parameters() < 42e6
+
+    @torch.no_grad()
+    @pytest.mark.parametrize("with_audio", [True, False])
+    def test_operations_of_one_step(self, paper_unet, with_audio):
+        noise, video, audio = make_inputs(paper_unet, size=(224, 384))
+        with FlopCounterMode(display=False) as counter:
+            paper_unet(noise, 900, video, audio if with_audio else None)
+        assert counter.get_total_flops() < 110e9
+
+    @torch.no_grad()
+    def test_conditions_are_not_computed_again(self, small_unet):
+        noise, video, audio = make_inputs(small_unet)
+        conditions = small_unet.encode_conditions(64, 96, video, audio)
+        with FlopCounterMode(display=False) as whole:
+            expected = small_unet(noise, 900, video, audio).sample
+        with FlopCounterMode(display=False) as step:
+            output = small_unet(noise, 900, conditions=conditions).sample
+        assert torch.equal(output, expected)
+        assert step.get_total_flops() < whole.get_total_flops()
+
+
+class TestShapes:
+    @torch.no_grad()
+    @pytest.mark.parametrize("size", [(32, 32), (64, 96), (96, 32), (224, 384)])
+    @pytest.mark.parametrize("slices", [(8, 8, 8, 8), (1, 1, 1, 1), (4, 4, 4, 4), (13, 13, 13, 13), (8, 8, 4, 2)])
+    def test_frame_sizes_and_clip_lengths(self, small_unet, size, slices):
+        noise, video, audio = make_inputs(small_unet, size=size, slices=slices)
+        output = small_unet(noise, 500, video, audio).sample
+        assert output.shape == noise.shape
+        assert output.isfinite().all() and output.std() > 0
+
+    @torch.no_grad()
+    def test_slices_that_differ_from_scale_to_scale(self):
+        unet = draw_weights(SaliencyUNet(**SMALL, video_time_slices=(8, 8, 4, 2)))
+        noise, video, audio = make_inputs(unet)
+        output = unet(noise, 500, video, audio).sample
+        for scale, slices in enumerate((8, 8, 4, 2)):
+            for i in range(slices):
+                changed = [feature.clone() for feature in video]
+                changed[scale][:, :, i] += 1
+                assert relative_change(output, unet(noise, 500, changed, audio).sample) > 1e-4
+
+    @torch.no_grad()
+    def test_several_maps_of_one_clip(self, small_unet):
+        _, video, audio = make_inputs(small_unet, batch=2)
+        noise = torch.randn(6, 1, 64, 96, generator=generator(3))
+        timesteps = torch.tensor([0, 100, 300, 500, 900, 999])
+        together = small_unet(noise, timesteps, video, audio).sample
+        for i in range(6):
+            clip = slice(i // 3, i // 3 + 1)
+            alone = small_unet(noise[i : i + 1], timesteps[i], [v[clip] for v in video], audio[clip]).sample
+            torch.testing.assert_close(together[i : i + 1], alone, atol=1e-5, rtol=1e-4)
+
+    @torch.no_grad()
+    def test_output_is_in_the_sample_range(self):
+        for sample_range in ((-1.0, 1.0), (0.0, 1.0)):
+            unet = draw_weights(SaliencyUNet(**SMALL, sample_range=sample_range))
+            noise, video, audio = make_inputs(unet)
+            output = unet(100 * noise, 500, video, audio).sample
+            assert sample_range[0] <= output.min() and output.max() <= sample_range[1]
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            ({"sample": torch.zeros(1, 3, 64, 96)}, "`sample` must be"),
+            ({"sample": torch.zeros(1, 1, 60, 96)}, "divisible by 32, got 60x96"),
+            ({"sample": torch.zeros(1, 1, 64, 64)}, "`video_features` must have"),
+            ({"audio_features": torch.zeros(1, 5, 9, 7, 12)}, "`audio_features` must be"),
+            ({"video_features": None, "audio_features": None}, "got neither"),
+        ],
+    )
+    def test_wrong_shapes_are_refused(self, small_unet, change, message):
+        noise, video, audio = make_inputs(small_unet)
+        arguments = {"sample": noise, "video_features": video, "audio_features": audio} | change
+        with pytest.raises(InputError, match=message):
+            small_unet(timestep=0, **arguments)
+
+    def test_maps_that_do_not_divide_among_the_clips_are_refused(self, small_unet):
+        _, video, audio = make_inputs(small_unet, batch=2)
+        with pytest.raises(InputError, match="multiple of the number of clips, 2, got 3"):
+            small_unet(torch.zeros(3, 1, 64, 96), 0, video, audio)
+
+
+class TestModalities:
+    @torch.no_grad()
+    def test_each_sample_of_a_batch_has_its_own(self, small_unet):
+        noise, video, audio = make_inputs(small_unet, batch=3)
+        video_mask, audio_mask = torch.tensor([True, True, False]), torch.tensor([True, False, True])
+        mixed = small_unet(noise, 700, video, audio, video_mask, audio_mask).sample
+        for i in range(3):
+            one_video = [v[i : i + 1] for v in video] if video_mask[i] else None
+            one_audio = audio[i : i + 1] if audio_mask[i] else None
+            alone = small_unet(noise[i : i + 1], 700, one_video, one_audio).sample
+            torch.testing.assert_close(mixed[i : i + 1], alone, atol=1e-5, rtol=1e-4)
+
+    @torch.no_grad()
+    def test_an_absent_modality_has_no_influence(self, small_unet):
+        noise, video, audio = make_inputs(small_unet)
+        absent = torch.tensor([False])
+        one = small_unet(noise, 700, video, audio, audio_mask=absent).sample
+        other = small_unet(noise, 700, video, audio * 5 - 1, audio_mask=absent).sample
+        assert torch.equal(one, other)
+
+    def test_null_conditions_learn(self, small_unet):
+        noise, video, audio = make_inputs(small_unet)
+        unet = draw_weights(SaliencyUNet(**SMALL))
+        unet(noise, 700, None, audio).sample.sum().backward()
+        unet(noise, 700, video, None).sample.sum().backward()
+        gradients = [unet.null_audio.grad, *(null.grad for null in unet.null_video)]
+        assert all(gradient.abs().sum() > 0 for gradient in gradients)
+
+
+class TestEquations:
+    @torch.no_grad()
+    @pytest.mark.parametrize("compression", [None, (2, 2, 2), (5, 4, 4)])
+    def test_cross_attention(self, compression):
+        """Equations 7 and 8 written out with plain products, on the module's own weights."""
+        module = draw_weights(SpatioTemporalCrossAttention(8, num_heads=2, compression=compression))
+        x, key = torch.randn(2, 2, 8, 5, 4, 6, generator=generator(0)).unbind()
+
+        def compress(y, stc):
+            if compression is None:
+                return stc(y)
+            padded = y.new_zeros(2, 8, *(-(-n // k) * k for n, k in zip(y.shape[2:], compression, strict=True)))
+            padded[:, :, :5, :4, :6] = y
+            for axis, k in enumerate(compression):
+                padded = padded.unfold(axis + 2, k, k)
+            blocks = padded  # b c t h w kt kh kw
+            summed = torch.einsum("bcthwijk,cijk->bcthw", blocks, stc.conv.weight[:, 0])
+            return stc.norm((summed + stc.conv.bias.view(1, -1, 1, 1, 1)).flatten(2).mT)
+
+        q = module.to_q(module.norm_q(x))
+        k = module.to_k(compress(key, module.compress_k))
+        v = module.to_v(compress(x, module.compress_v))
+        heads = []
+        for head in (slice(0, 4), slice(4, 8)):
+            scores = q[..., head] @ k[..., head].mT / 4**0.5
+            heads.append(scores.softmax(dim=-1) @ v[..., head])
+        expected = module.to_out(torch.cat(heads, dim=-1)).mT.view(x.shape)
+        torch.testing.assert_close(module(x, key), expected)
+
+    @torch.no_grad()
+    def test_compression_counts_every_slice_and_pixel(self):
+        stc = draw_weights(SpatioTemporalCompression(3, (4, 8, 8)))
+        x = torch.randn(1, 3, 9, 7, 12, generator=generator(0))
+        output = stc(x)
+        assert output.shape == (1, 3 * 1 * 2, 3)
+        for t, h, w in itertools.product((0, 7, 8), (0, 6), (0, 11)):
+            changed = x.clone()
+            changed[:, 0, t, h, w] += 1
+            assert not torch.equal(stc(changed), output)
+
+    def test_multi_modal_interaction(self):
+        """Equation 9, element by element."""
+        x, audio = torch.randn(2, 1, 2, 3, 2, 2, dtype=torch.float64, generator=generator(0))
+        output = MultiModalInteraction(2)(x, audio)
+        for c in range(2):
+            pooled = (x[0, c] * audio[0, c]).sum(dim=0) / 3
+            mask = pooled.exp() / pooled.exp().sum()
+            expected = mask * 4 * audio[0, c]
+            torch.testing.assert_close(output[0, c], expected)
+
+    @torch.no_grad()
+    def test_temporal_kernel_is_a_function_of_time(self):
+        """A clip twice as long whose slices come in pairs gives what the clip itself gives."""
+        conv = draw_weights(TemporalConvolution(3, 5, slices=9))
+        constant = torch.randn(1, 3, 1, 4, 4, generator=generator(0)).expand(-1, -1, 9, -1, -1)
+        longer = constant[:, :, :1].expand(-1, -1, 17, -1, -1)
+        torch.testing.assert_close(conv(longer), conv(constant), atol=1e-5, rtol=1e-4)
+
+
+class TestConfigurations:
+    @torch.no_grad()
+    def test_ablations_differ(self):
+        outputs = {}
+        for attention, interaction in itertools.product(("eca", "sca", "none"), INTERACTIONS):
+            unet = draw_weights(SaliencyUNet(**SMALL, attention=attention, interaction=interaction))
+            noise, video, audio = make_inputs(unet)
+            outputs[attention, interaction] = unet(noise, 700, video, audio).sample
+            silent = unet(noise, 700, video).sample
+            assert torch.equal(outputs[attention, interaction], silent) == (interaction == "none")
+        for a, b in itertools.combinations(outputs.values(), 2):
+            assert not torch.allclose(a, b, atol=1e-4)
+
+    @pytest.mark.parametrize(
+        ("config", "message"),
+        [
+            ({"attention": "full"}, "`attention` must be one of eca, sca, none, got 'full'"),
+            ({"interaction": "sum"}, "`interaction` must be one of mim"),
+            ({"block_out_channels": (16, 24, 32)}, "one number for each of the strides"),
+            ({"norm_num_groups": 5}, "divisible by `norm_num_groups` = 5"),
+        ],
+    )
+    def test_wrong_configs_are_refused(self, config, message):
+        with pytest.raises(InputError, match=message):
+            SaliencyUNet(**(SMALL | config))
+
+    def test_gradient_checkpointing_changes_nothing(self):
+        gradients = []
+        for checkpointing in (False, True):
+            unet = draw_weights(SaliencyUNet(**SMALL)).train()
+            if checkpointing:
+                unet.enable_gradient_checkpointing()
+            noise, video, audio = make_inputs(unet)
+            unet(noise, 700, video, audio).sample.square().mean().backward()
+            gradients.append({name: p.grad for name, p in unet.named_parameters()})
+        for name, gradient in gradients[0].items():
+            if gradient is None:
+                assert gradients[1][name] is None
+            else:
+                torch.testing.assert_close(gradients[1][name], gradient)
+
+    @torch.no_grad()
+    def test_samples_of_a_batch_do_not_mix(self, small_unet):
+        unet = SaliencyUNet(**SMALL).train()  # no dropout, no batch statistics
+        noise, video, audio = make_inputs(unet, batch=2)
+        together = unet(noise, 700, video, audio).sample
+        alone = unet(noise[:1], 700, [v[:1] for v in video], audio[:1]).sample
+        torch.testing.assert_close(together[:1], alone, atol=1e-5, rtol=1e-4)
+
+    @torch.no_grad()
+    def test_bfloat16(self, small_unet):
+        noise, video, audio = make_inputs(small_unet)
+        expected = small_unet(noise, 700, video, audio).sample
+        unet = draw_weights(SaliencyUNet(**SMALL)).to(torch.bfloat16)
+        output = unet(noise.bfloat16(), 700, [v.bfloat16() for v in video], audio.bfloat16()).sample
+        assert output.dtype == torch.bfloat16
+        assert relative_change(expected, output.float()) < 0.2
