@@ -30,8 +30,8 @@ class SaliencyProcessor(ConfigMixin):
         audio_slices: log-mel slices of a clip.
         audio_size: height (time) and width (mel bands) that each 64x64 log-mel slice is resized to.
         audio_alignment: `"clip"` spreads the slices evenly over the clip; `"released"` is the front end that the
-            authors' weights were trained with: the clip's sound in the middle of 2.2 s of silence, a slice every 110 ms
-            from the start of that, which is not aligned with the frames.
+            authors' weights were trained with: the clip's sound in the middle of 2.2 s of silence, a slice every
+            110 ms from the start of that, which is not aligned with the frames.
     """
 
     config_name = "processor_config.json"

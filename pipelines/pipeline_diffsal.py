@@ -108,9 +108,8 @@ class DiffSalPipeline(DiffusionPipeline):
         if video is not None:
             strides = tuple(info.stride for info in video.feature_info)
             if strides != STRIDES:
-                raise InputError(
-                    f"the Saliency-UNet takes video features at strides {STRIDES}; {type(video).__name__} has {strides}"
-                )
+                name = type(video).__name__
+                raise InputError(f"the Saliency-UNet takes video features at strides {STRIDES}; {name} has {strides}")
             unet_config["video_channels"] = tuple(info.channels for info in video.feature_info)
             unet_config["video_time_slices"] = tuple(info.time_slices for info in video.feature_info)
             processor_config |= {"image_mean": video.image_mean, "image_std": video.image_std}

@@ -1,10 +1,10 @@
 """Media files for tests, whose pictures and sound tell where they belong.
 
-Picture `index` (see `picture`): the left half red, the right half green above, and below eight strips, black or white,
-that are the bits of `index`, so `frame_index(pixels)` reads it back from a decoded frame, and a wrong turn or flip shows.
+Picture `index` (see `picture`): the left half red, the right half green above, and below eight strips, black or
+white, that are the bits of `index`: `frame_index` reads it back from a decoded frame, `is_upright` tells wrong turns.
 
-Sound at `t` seconds of the media (see `tone_bursts`): 0.1 s of a 1 kHz tone at every full and half second, else silence.
-A sound that starts late still has its bursts at full and half seconds.
+Sound at `t` seconds of the media (see `tone_bursts`): 0.1 s of a 1 kHz tone at every full and half second, else
+silence. A sound that starts late still has its bursts at full and half seconds.
 """
 
 from collections.abc import Callable, Sequence
@@ -32,7 +32,9 @@ def frame_index(pixels: np.ndarray) -> int:
     """The index that an upright picture shows, after any codec and at any size."""
     height, width, _ = pixels.shape
     strips = np.array_split(np.arange(width // 2, width), 8)
-    return sum(int(pixels[height * 3 // 4, strip[len(strip) // 2]].mean() > 127) << bit for bit, strip in enumerate(strips))
+    return sum(
+        int(pixels[height * 3 // 4, strip[len(strip) // 2]].mean() > 127) << bit for bit, strip in enumerate(strips)
+    )
 
 
 def is_upright(pixels: np.ndarray) -> bool:

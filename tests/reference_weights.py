@@ -1,4 +1,4 @@
-"""Weights drawn by a rule from their names, so that a test needs no weight file and does not depend on initialisation."""
+"""Weights drawn by a rule from their names: a test needs no weight file and depends on no initialisation."""
 
 import zlib
 

@@ -10,7 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from diffsal_diffusers.schedulers import SCHEDULERS, create_scheduler
 from diffusers import DiffusionPipeline
+from diffusers.pipelines import pipeline_loading_utils
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from stand_ins import tiny_pipeline
@@ -19,7 +21,6 @@ from diffsal_diffusers import DiffSalPipeline, InputError, SaliencyPipelineOutpu
 from diffsal_diffusers.encoders import registry
 from diffsal_diffusers.media.audio import open_audio
 from diffsal_diffusers.media.video import open_video
-from diffsal_diffusers.schedulers import SCHEDULERS, create_scheduler
 
 ROOT = Path(__file__).parent.parent
 CLIP = ROOT / "examples" / "big_buck_bunny.mp4"  # 640x360, 25 fps, 5.3 s, stereo
@@ -328,6 +329,12 @@ class TestLoading:
         assert index["processor"] == ["diffsal_diffusers", "SaliencyProcessor"]
         assert index["default_num_inference_steps"] == 2
 
+    def test_the_hubs_loader_takes_the_components_for_known(self, folder):
+        index = json.loads((folder / "model_index.json").read_text())
+        custom, folders = pipeline_loading_utils._get_custom_components_and_folders("a/model", index, filenames=[])
+        assert custom == {}
+        assert {"unet", "video_encoder", "audio_encoder", "scheduler", "processor"} <= set(folders)
+
     @pytest.mark.parametrize(
         "damage", ["missing weight", "wrong shape", "extra weight", "pickle", "truncated", "absent"]
     )
@@ -365,7 +372,8 @@ class PyramidEncoder(VideoEncoder):
     @register_to_config
     def __init__(self, channels: int = 4):
         super().__init__()
-        self.convs = torch.nn.ModuleList(torch.nn.Conv3d(3, channels, (2, s, s), stride=(2, s, s)) for s in (4, 8, 16, 32))
+        kernels = [(2, s, s) for s in (4, 8, 16, 32)]
+        self.convs = torch.nn.ModuleList(torch.nn.Conv3d(3, channels, k, stride=k) for k in kernels)
         self.feature_info = [FeatureInfo(channels, stride, 8) for stride in (4, 8, 16, 32)]
 
     def forward(self, video):

@@ -3,10 +3,10 @@
 import diffusers
 import pytest
 import torch
+from diffsal_diffusers.schedulers import SCHEDULERS, check_scheduler, create_scheduler, list_schedulers
 from stand_ins import true_map_pipeline
 
 from diffsal_diffusers import InputError
-from diffsal_diffusers.schedulers import SCHEDULERS, check_scheduler, create_scheduler, list_schedulers
 
 STEPS = (1, 2, 4, 7, 10, 50)
 

@@ -2,12 +2,12 @@
 
 import pytest
 import torch
+from diffsal_diffusers.schedulers import create_scheduler
+from diffsal_diffusers.training import denoising_loss
 from reference_weights import draw_weights
 from stand_ins import TINY_UNET
 
 from diffsal_diffusers import SaliencyUNet
-from diffsal_diffusers.schedulers import create_scheduler
-from diffsal_diffusers.training import denoising_loss
 
 SIZE = (32, 64)
 

@@ -40,6 +40,10 @@ class EncoderOutput(BaseOutput):
 class ConditionEncoder(StrictModelMixin, ConfigMixin):
     """What video and audio encoders share: diffusers' configuration, saving and loading."""
 
+    def __init__(self):
+        super().__init__()
+        self.register_to_config()  # so that an encoder without settings, and without the decorator, can be saved
+
     def load_pretrained(self, source: bool | str | PathLike = True) -> None:
         """Takes over weights published for the backbone, in place of the initial ones.
 

@@ -16,7 +16,7 @@ import torch
 from PIL import Image, ImageOps
 
 from ..errors import InputError
-from .audio import SAME_TIME, Decoded, decode, file_end, find_stream, frame_rate, open_container, streams
+from .container import SAME_TIME, Decoded, decode, file_end, find_stream, frame_rate, open_container, streams
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
 DEFAULT_FPS = 25.0
@@ -212,7 +212,7 @@ class _VideoFile(VideoSource):
         previous = -math.inf
         for decoded in decode(self._path, "video", self._start, self._end):
             # Some files repeat or swap times; a frame is shown after the one before it all the same.
-            time = decoded.time if decoded.time > previous else previous + self._period
+            time = decoded.time if decoded.time > previous + SAME_TIME else previous + self._period
             previous = time
             if time >= self._end - SAME_TIME:
                 return

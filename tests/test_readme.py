@@ -1,0 +1,76 @@
+"""What the README shows is run as it stands there."""
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import diffsal_diffusers
+from diffsal_diffusers import DiffSalPipeline
+from diffsal_diffusers.encoders import registry
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"(<!--.*?-->\n)?```python\n(.*?)```", README, flags=re.DOTALL)
+
+MY_NETWORK = """
+import torch
+
+class MyNetwork(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.convs = torch.nn.ModuleList(torch.nn.Conv3d(3, 16, (2, s, s), (2, s, s)) for s in (4, 8, 16, 32))
+
+    def forward(self, video):
+        return [conv(video) for conv in self.convs]
+"""
+
+
+def test_an_encoder_of_ones_own(tmp_path, monkeypatch):
+    (block,) = [code for comment, code in BLOCKS if comment]
+    (tmp_path / "my_network.py").write_text(MY_NETWORK)
+    (tmp_path / "my_encoder.py").write_text(block)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(registry, "_VIDEO_ENCODERS", dict(registry._VIDEO_ENCODERS))
+    import my_encoder
+
+    small = {"block_out_channels": (8, 8, 16, 16), "head_channels": 8, "norm_num_groups": 4, "frame_size": (64, 96)}
+    pipe = DiffSalPipeline.from_encoders(video="mine", audio=None, **small)
+    assert isinstance(pipe.video_encoder, my_encoder.MyEncoder)
+    pipe.save_pretrained(tmp_path / "model")
+    loaded = DiffSalPipeline.from_pretrained(tmp_path / "model")
+    for name, value in pipe.video_encoder.state_dict().items():
+        assert (loaded.video_encoder.state_dict()[name] == value).all()
+
+
+def test_the_code_for_python(tmp_path, monkeypatch):
+    """The two blocks of "In Python", the second first: it makes the folder that the first one loads."""
+    use, build = (code for comment, code in BLOCKS[:2])
+    shutil.copy(ROOT / "examples" / "big_buck_bunny.mp4", tmp_path / "clip.mp4")
+    use = use.replace('"clip.mp4", num_inference_steps=4', '"clip.mp4", num_inference_steps=4, duration=0.1')
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    exec(build, names)
+    exec(use, names)
+    assert names["out"].saliency.shape == (3, 360, 640)
+    assert type(names["pipe"].scheduler).__name__ == "DPMSolverMultistepScheduler"
+    assert names["paper"].video_encoder.config.num_frames == 16
+
+
+def test_paths_and_flags_exist():
+    for path in re.findall(r"\]\(((?!http)[^)]+)\)|`([\w/]+/[\w.]+\.(?:py|md))`|python (\S+\.py)", README):
+        name = next(filter(None, path))
+        assert (ROOT / name).exists(), name
+    done = subprocess.run(
+        [sys.executable, "-m", "diffsal_diffusers.cli", "predict", "--help"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    for flag in re.findall(r"`(--[\w-]+)", README):
+        assert flag in done.stdout, flag
+
+
+def test_the_version_is_in_the_changelog():
+    assert f"## {diffsal_diffusers.__version__}" in (ROOT / "CHANGELOG.md").read_text()
