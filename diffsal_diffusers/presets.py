@@ -18,6 +18,7 @@ def _light() -> DiffSalPipeline:
         block_out_channels=(16, 32, 64, 128),
         head_channels=64,
         norm_num_groups=8,
+        num_attention_heads=1,
     )
 
 

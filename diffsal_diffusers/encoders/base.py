@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from diffusers.configuration_utils import ConfigMixin
 from diffusers.utils import BaseOutput
+from diffusers.utils.accelerate_utils import apply_forward_hook
 
 from ..errors import InputError
 from ..modeling import StrictModelMixin
@@ -80,6 +81,12 @@ class PerFrameVideoEncoder(VideoEncoder):
     Clips that overlap share frames: the pipeline calls `encode_frames` once for each frame of the video and
     `mix_frames` once for each clip. `forward` does the two in a row.
     """
+
+    def __init_subclass__(cls, **kwargs):
+        super().__init_subclass__(**kwargs)
+        # Model offloading brings a network to its device when `forward` is called; here, when one of these two is.
+        for name in {"encode_frames", "mix_frames"} & vars(cls).keys():
+            setattr(cls, name, apply_forward_hook(vars(cls)[name]))
 
     def encode_frames(self, frames: torch.Tensor) -> list[torch.Tensor]:
         """Frames `(n, 3, h, w)` to feature maps `(n, c, h, w)`, finest first."""
