@@ -4,6 +4,7 @@ import itertools
 
 import pytest
 import torch
+from peft import LoraConfig
 from reference_weights import draw_weights
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -315,6 +316,23 @@ class TestConfigurations:
                 assert gradients[1][name] is None
             else:
                 torch.testing.assert_close(gradients[1][name], gradient)
+
+    @torch.no_grad()
+    def test_lora_adapters(self, tmp_path):
+        unet = draw_weights(SaliencyUNet(**SMALL))
+        noise, video, audio = make_inputs(unet)
+        before = unet(noise, 700, video, audio).sample
+        config = LoraConfig(r=2, target_modules=["to_q", "to_k", "to_v", "to_out"], init_lora_weights=False)
+        unet.add_adapter(config, adapter_name="mine")
+        adapted = unet(noise, 700, video, audio).sample
+        assert relative_change(before, adapted) > 1e-3
+        unet.save_lora_adapter(tmp_path, adapter_name="mine")
+
+        other = draw_weights(SaliencyUNet(**SMALL))
+        other.load_lora_adapter(str(tmp_path), prefix=None, adapter_name="mine", use_safetensors=True)
+        torch.testing.assert_close(other(noise, 700, video, audio).sample, adapted)
+        other.disable_adapters()
+        torch.testing.assert_close(other(noise, 700, video, audio).sample, before)
 
     @torch.no_grad()
     def test_samples_of_a_batch_do_not_mix(self, small_unet):

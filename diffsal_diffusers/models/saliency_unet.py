@@ -227,7 +227,6 @@ class SaliencyUNet(StrictModelMixin, ConfigMixin, PeftAdapterMixin):
     """
 
     _supports_gradient_checkpointing = True
-    _repeated_blocks = ("MAMStage",)
 
     @register_to_config
     def __init__(
