@@ -45,24 +45,39 @@ def load_pipeline(model: str | Path = DEFAULT_MODEL, seed: int = 0) -> DiffSalPi
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             return UNTRAINED_MODELS[str(model)]()
-    folder, index = Path(model), Path(model, "model_index.json")
+    return _load_folder(Path(model))
+
+
+def _load_folder(folder: Path) -> DiffSalPipeline:
     if not folder.is_dir():
         raise InputError(
-            f"there is no model {str(model)!r}; give a model's folder or one of {', '.join(UNTRAINED_MODELS)}"
+            f"there is no model {str(folder)!r}; give a model's folder or one of {', '.join(UNTRAINED_MODELS)}"
         )
     try:
-        class_name = json.loads(index.read_text())["_class_name"]
+        index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+        class_name = index["_class_name"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(
-            f"{folder} is not a model's folder: it needs a model_index.json with a `_class_name`"
+            f"{folder} is not a model's folder: it needs a model_index.json with a `_class_name`, which "
+            "`save_pretrained` writes"
         ) from error
     if class_name != DiffSalPipeline.__name__:
-        raise InputError(f"{index}: `_class_name` must be {DiffSalPipeline.__name__}, got {class_name!r}")
+        raise InputError(
+            f"{folder / 'model_index.json'}: `_class_name` must be {DiffSalPipeline.__name__}, got {class_name!r}"
+        )
+    # An optional component that the model is without is declared as [null, null].
+    for name, kind in index.items():
+        if isinstance(kind, list) and kind != [None, None] and not (folder / name).is_dir():
+            raise InputError(
+                f"{folder} is not a complete model: its model_index.json names {name}, but has no such folder"
+            )
     try:
         return DiffusionPipeline.from_pretrained(folder, local_files_only=True)
-    except InputError:
-        raise
-    except (OSError, ValueError, TypeError, AttributeError, ImportError) as error:
+    except InputError as error:
+        if str(folder) in str(error):
+            raise
+        raise InputError(f"{folder}: {error}") from error
+    except Exception as error:  # a damaged file makes diffusers and the components raise anything
         reason = " ".join(str(error).split())[:300]
         raise InputError(
             f"{folder} is not a complete model; save it anew with `save_pretrained` ({reason})"

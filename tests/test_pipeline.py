@@ -32,6 +32,16 @@ def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
+def keep_arguments(function, kept):
+    """The function, which also keeps what it is called with."""
+
+    def keeping(argument):
+        kept.append(argument)
+        return function(argument)
+
+    return keeping
+
+
 @pytest.fixture(scope="module")
 def pipe():
     return tiny_pipeline()
@@ -202,6 +212,47 @@ class TestArguments:
         pipe(CLIP, ensemble_size=2, num_inference_steps=3, start=1.0, duration=1.2)
         assert sum(encoded) == 30
         assert sum(clips) == 30
+
+    @pytest.mark.parametrize("video", ["timm/efficientnet_lite0", "s3d"])
+    def test_the_encoders_see_the_clip_around_each_frame_in_order(self, video, frames, monkeypatch):
+        """Of 10 frames: a clip has 8 before its target and 7 behind it; the first and last stand in at the ends."""
+        pipe = tiny_pipeline(video=video)
+        pixels = torch.stack([pipe.processor.preprocess_frame(frame) for frame in frames])
+        pixels = pipe.processor.normalize(pixels)
+        seen, heard = [], []
+        method = "forward" if video == "s3d" else "mix_frames"
+        monkeypatch.setattr(pipe.video_encoder, method, keep_arguments(getattr(pipe.video_encoder, method), seen))
+        monkeypatch.setattr(pipe.audio_encoder, "forward", keep_arguments(pipe.audio_encoder.forward, heard))
+        pipe(CLIP, batch_size=10, num_inference_steps=1, **PART)
+
+        indices = torch.tensor([[min(max(i, 0), 9) for i in range(t - 8, t + 8)] for t in range(10)])
+        if video == "s3d":
+            torch.testing.assert_close(seen[0], pixels[indices].transpose(1, 2))  # b c t h w
+        else:
+            with torch.no_grad():
+                features = pipe.video_encoder.encode_frames(pixels)
+            for got, feature in zip(seen[0], features, strict=True):
+                torch.testing.assert_close(got, feature[indices].transpose(1, 2))
+        with open_audio(CLIP) as sound:
+            times = [[1 + i / 25 for i in clip] for clip in indices.tolist()]
+            torch.testing.assert_close(heard[0], pipe.processor.log_mel_slices(sound, times))
+
+    def test_a_stream_reads_no_further_than_its_maps_need(self, pipe, monkeypatch):
+        read = []
+        preprocess_frame = pipe.processor.preprocess_frame
+
+        def count(pixels):
+            read.append(len(read))
+            return preprocess_frame(pixels)
+
+        monkeypatch.setattr(pipe.processor, "preprocess_frame", count)
+        stream = pipe.stream(CLIP, batch_size=2)
+        assert read == []
+        next(stream)
+        assert len(read) == 2 + 7
+        next(stream), next(stream)
+        assert len(read) == 4 + 7
+        stream.close()
 
     def test_callback_may_change_the_state(self, pipe):
         steps = []

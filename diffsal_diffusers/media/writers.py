@@ -269,8 +269,8 @@ class HeatmapWriter(VideoWriter):
 class OverlayWriter(VideoWriter):
     """Heat over the video, to look at: the more salient, the brighter and the more opaque.
 
-    For this display only, every map is divided by its own maximum: the most salient point of each frame is at full
-    heat, also where the map is faint. A map of zeros leaves the frame as it is.
+    For this display only, every map is stretched from its own minimum to its own maximum: the most salient point of
+    each frame is at full heat, also where the map is faint. A flat map leaves the frame as it is.
 
     The frames are 8-bit RGB and written as BT.709, 4:2:0. That needs even sizes: an odd width or height repeats its
     last column or row, so that nothing is lost and pixels keep their coordinates.
@@ -317,7 +317,8 @@ class OverlayWriter(VideoWriter):
     def _write(self, time, saliency, frame):
         if frame is None or frame.dtype != np.uint8 or frame.shape != (*saliency.shape, 3):
             raise InputError(f"the overlay {self.path} needs each frame as uint8 RGB of its map's size")
-        level = np.round(saliency / (saliency.max() or 1) * 255).astype(np.uint8)
+        low, high = saliency.min(), saliency.max()
+        level = np.round((saliency - low) / ((high - low) or 1) * 255).astype(np.uint8)
         height, width = level.shape
         if height % 2 or width % 2:
             level = np.pad(level, [(0, height % 2), (0, width % 2)], mode="edge")
