@@ -48,10 +48,20 @@ class SaliencyProcessor(ConfigMixin):
         audio_size: tuple[int, int] = (112, 192),
         audio_alignment: str = "clip",
     ):
-        if any(side <= 0 or side % 32 for side in frame_size):
+        if len(frame_size) != 2 or any(side <= 0 or side % 32 for side in frame_size):
             raise InputError(f"`frame_size` must be two positive multiples of 32, got {tuple(frame_size)}")
         if not 0 <= target_frame < num_frames:
             raise InputError(f"`target_frame` must be from 0 to {num_frames - 1}, got {target_frame}")
+        if len(image_mean) != 3 or len(image_std) != 3 or min(image_std) <= 0:
+            raise InputError(
+                f"`image_mean` and `image_std` must be three numbers each, the latter positive, "
+                f"got {tuple(image_mean)} and {tuple(image_std)}"
+            )
+        if audio_slices < 1 or len(audio_size) != 2 or min(audio_size) < 1:
+            raise InputError(
+                f"`audio_slices` and the two numbers of `audio_size` must be positive, "
+                f"got {audio_slices} and {tuple(audio_size)}"
+            )
         if audio_alignment not in AUDIO_ALIGNMENTS:
             raise InputError(
                 f"`audio_alignment` must be one of {', '.join(AUDIO_ALIGNMENTS)}, got {audio_alignment!r}"

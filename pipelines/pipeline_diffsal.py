@@ -352,15 +352,17 @@ class DiffSalPipeline(DiffusionPipeline):
 
         # 2. Open the media.
         with ExitStack() as opened:
+            source = None
+            if video is not None:
+                source = opened.enter_context(open_video(video, fps=fps, start=start, duration=duration))
             sound = self.open_sound(video, audio)
             if sound is not None:
                 opened.enter_context(sound)
-            if video is None:
+            if source is None:
                 size = (height, width)
                 times = self.sound_times(sound, fps, start, duration)
                 frames, num_frames = ((time, None) for time in times), len(times)
             else:
-                source = opened.enter_context(open_video(video, fps=fps, start=start, duration=duration))
                 size = (source.info.height, source.info.width)
                 frames = ((frame.time, self.processor.preprocess_frame(frame.pixels)) for frame in source)
                 num_frames = source.info.num_frames

@@ -199,7 +199,11 @@ def test_has_video_and_find_sound(tmp_path):
     make_video(folder / "sound.wav", 3, picture=None, audio_codec="pcm_s16le")
     assert find_sound(folder) == folder / "sound.wav"
     make_video(folder / "other.wav", 3, picture=None, audio_codec="pcm_s16le")
-    assert find_sound(folder) is None
+    with pytest.raises(InputError, match=r"folder has 2 \.wav files"):
+        find_sound(folder)
+    for function in (has_video, find_sound, open_video):
+        with pytest.raises(InputError, match="File name too long"):
+            function("x" * 300)
 
 
 def test_cover_of_a_song_is_no_video(tmp_path):
@@ -383,11 +387,12 @@ def test_file_damaged_in_the_middle(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"start": -1}, "start: a finite number, zero or more is expected, got -1"),
+        ({"start": -1}, "start: a number from 0 to a billion is expected, got -1"),
         ({"start": float("nan")}, "start: "),
-        ({"duration": 0}, "duration: a finite positive number is expected, got 0"),
+        ({"start": 1e300}, "start: a number from 0 to a billion is expected, got 1e\\+300"),
+        ({"duration": 0}, "duration: a number above 0, at most a billion, is expected, got 0"),
         ({"duration": math.inf}, "duration: "),
-        ({"fps": 0}, "fps: a finite positive number is expected, got 0"),
+        ({"fps": 0}, "fps: a number above 0, at most a billion, is expected, got 0"),
         ({"fps": "25"}, "fps: .* got '25'"),
         ({"start": 0.2}, r"the array has no frame in the selected part.*5 frames at 25 per second end at 0.20 s"),
         ({"start": 0.001, "duration": 0.01}, "no frame in the selected part"),

@@ -110,6 +110,9 @@ def test_saving(tmp_path):
     ("config", "message"),
     [
         ({"frame_size": (224, 380)}, r"multiples of 32, got \(224, 380\)"),
+        ({"frame_size": (64,)}, r"multiples of 32, got \(64,\)"),
+        ({"image_std": (0.2, 0.0, 0.2)}, "the latter positive"),
+        ({"audio_slices": 0}, "must be positive, got 0"),
         ({"target_frame": 16}, "`target_frame` must be from 0 to 15, got 16"),
         ({"audio_alignment": "centre"}, "`audio_alignment` must be one of clip, released, got 'centre'"),
     ],

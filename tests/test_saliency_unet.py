@@ -295,6 +295,7 @@ class TestConfigurations:
             ({"attention": "full"}, "`attention` must be one of eca, sca, none, got 'full'"),
             ({"interaction": "sum"}, "`interaction` must be one of mim"),
             ({"block_out_channels": (16, 24, 32)}, "one number for each of the strides"),
+            ({"norm_num_groups": 0}, "`norm_num_groups` must be positive, got 0"),
             ({"norm_num_groups": 5}, "divisible by `norm_num_groups` = 5"),
         ],
     )

@@ -1,12 +1,13 @@
 import csv
 import errno
-import subprocess
-import sys
+import resource
+from contextlib import contextmanager
 from fractions import Fraction
 
 import av
 import numpy as np
 import pytest
+from media_files import make_video
 from PIL import Image
 
 from diffsal_diffusers.errors import InputError
@@ -162,23 +163,15 @@ def test_a_folder_that_cannot_be(writer_class, name, folder, tmp_path):
         pytest.fail("the writer opened")
 
 
-WRITE_ON_A_SMALL_DISK = """
-import resource, sys
-import numpy as np
-from diffsal_diffusers.errors import InputError
-from diffsal_diffusers.media import writers
-
-_, writer_class, path, limit = sys.argv
-resource.setrlimit(resource.RLIMIT_FSIZE, (int(limit), int(limit)))
-random = np.random.default_rng(0)
-try:
-    with getattr(writers, writer_class)(path) as writer:
-        for index in range(8):
-            saliency = random.random((64, 64), np.float32)
-            writer.write(index / 25, saliency, random.integers(0, 255, (64, 64, 3), np.uint8))
-except InputError as error:
-    sys.exit(f"caught: {error}")
-"""
+@contextmanager
+def small_disk(limit):
+    """No file of this process may grow beyond `limit` bytes."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 @all_writers
@@ -186,14 +179,19 @@ except InputError as error:
 def test_full_disk(writer_class, name, missing_bytes, tmp_path):
     """A limit on the size of files stands for a full disk: at the very end, on the way, and at the first byte."""
 
-    def write(path, limit):
-        program = [sys.executable, "-c", WRITE_ON_A_SMALL_DISK, writer_class.__name__, str(path), str(limit)]
-        return subprocess.run(program, capture_output=True, text=True).stderr
+    def write(path):
+        random = np.random.default_rng(0)
+        with writer_class(path) as writer:
+            for index in range(8):
+                saliency = random.random((64, 64), np.float32)
+                writer.write(index / 25, saliency, random.integers(0, 255, (64, 64, 3), np.uint8))
 
     whole, path = tmp_path / "whole" / name, tmp_path / "limited" / name
-    assert write(whole, 10**9) == ""
+    write(whole)
     size = max(file.stat().st_size for file in [whole, *whole.glob("*")] if file.is_file())
-    assert write(path, max(size - missing_bytes, 0)) == f"caught: cannot write {path}: File too large\n"
+    with small_disk(max(size - missing_bytes, 0)), pytest.raises(InputError) as raised:
+        write(path)
+    assert str(raised.value) == f"cannot write {path}: File too large"
     assert list(path.parent.iterdir()) == []
 
 
@@ -379,3 +377,25 @@ def test_sound_that_cannot_be_read(content, tmp_path):
         with OverlayWriter(tmp_path / "overlay.mp4", sound=tmp_path / "sound.mp4") as writer:
             write_frames(writer)
     assert [entry.name for entry in tmp_path.iterdir()] == ([] if content is None else ["sound.mp4"])
+
+
+def test_sound_under_a_name_that_looks_like_a_url(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    make_video(tmp_path / "12:30.mp4", 3)
+    with OverlayWriter("overlay.mp4", sound="12:30.mp4") as writer:
+        write_frames(writer)
+    with av.open("overlay.mp4") as container:
+        assert container.streams.audio
+
+
+def test_sound_of_an_unknown_codec_is_refused(tmp_path):
+    make_video(tmp_path / "clip.mkv", 3)
+    data = (tmp_path / "clip.mkv").read_bytes()
+    assert data.count(b"A_AAC") == 1
+    (tmp_path / "clip.mkv").write_bytes(data.replace(b"A_AAC", b"A_ZZZ"))
+    with (
+        pytest.raises(InputError, match="no decoder"),
+        OverlayWriter(tmp_path / "o.mp4", sound=tmp_path / "clip.mkv") as w,
+    ):
+        write_frames(w)
+    assert [path.name for path in tmp_path.iterdir()] == ["clip.mkv"]

@@ -17,16 +17,28 @@ MISSING_SOUND = 0.5  # seconds that may be undecodable before the file counts as
 TELL_LENGTH = {"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "avi", "flv", "asf", "flac"}
 
 
+def is_folder(path: Path) -> bool:
+    """Whether there is a folder at the path.
+
+    Raises:
+        InputError: the system cannot tell, as for a name that is too long.
+    """
+    try:
+        return path.is_dir()
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}") from None
+
+
 def open_container(path: Path) -> av.container.InputContainer:
     """Opens a media file for reading.
 
     Raises:
         InputError: there is no such file, or FFmpeg cannot make sense of it.
     """
+    if is_folder(path):
+        raise InputError(f"{path} is a folder; a media file is expected")
     if not path.exists():
         raise InputError(f"{path}: there is no such file or folder")
-    if path.is_dir():
-        raise InputError(f"{path} is a folder; a media file is expected")
     if path.stat().st_size == 0:
         raise InputError(f"{path} is empty (0 bytes); a media file is expected")
     try:

@@ -16,7 +16,17 @@ import torch
 from PIL import Image, ImageOps
 
 from ..errors import InputError
-from .container import SAME_TIME, Decoded, decode, file_end, find_stream, frame_rate, open_container, streams
+from .container import (
+    SAME_TIME,
+    Decoded,
+    decode,
+    file_end,
+    find_stream,
+    frame_rate,
+    is_folder,
+    open_container,
+    streams,
+)
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
 DEFAULT_FPS = 25.0
@@ -110,7 +120,7 @@ def open_video(
         _require_seconds("fps", fps)
     end = math.inf if duration is None else start + duration
 
-    if isinstance(source, str | Path) and not Path(source).is_dir():
+    if isinstance(source, str | Path) and not is_folder(Path(source)):
         if fps is not None:
             raise InputError(f"fps: {source} is a file and has its own frame times; leave fps out")
         return _VideoFile(Path(source), start, end)
@@ -142,21 +152,26 @@ def find_sound(source: Any) -> Path | None:
     """The file with a video's sound: the video file itself, or the only .wav in a folder of frames; None if neither.
 
     Raises:
-        InputError: the file cannot be opened.
+        InputError: the file cannot be opened, or the folder has several .wav files.
     """
     if not isinstance(source, str | Path):
         return None
     path = Path(source)
-    if path.is_dir():
-        sounds = [file for file in path.iterdir() if file.suffix.lower() == ".wav" and not file.name.startswith(".")]
-        return sounds[0] if len(sounds) == 1 else None
+    if is_folder(path):
+        sounds = sorted(file for file in path.glob("[!.]*") if file.suffix.lower() == ".wav")
+        if len(sounds) > 1:
+            raise InputError(
+                f"{path} has {len(sounds)} .wav files, and its sound could be any of them: keep one, or name the sound"
+            )
+        return sounds[0] if sounds else None
     with open_container(path) as container:
         return path if streams(container, "audio") else None
 
 
 def _require_seconds(name: str, value: Any, minimum_excluded: bool = True) -> None:
-    allowed = "a finite positive number" if minimum_excluded else "a finite number, zero or more"
-    valid = isinstance(value, Real) and math.isfinite(value) and (value > 0 or (value == 0 and not minimum_excluded))
+    # A billion seconds, thirty years, is what the clocks in media files can still count.
+    allowed = "a number above 0, at most a billion," if minimum_excluded else "a number from 0 to a billion"
+    valid = isinstance(value, Real) and 0 <= value <= 1e9 and (value > 0 or not minimum_excluded)
     if not valid:
         raise InputError(f"{name}: {allowed} is expected, got {value!r}")
 

@@ -302,14 +302,17 @@ class OverlayWriter(VideoWriter):
         self._source = None
         if self.sound is not None:
             with _reading_sound(self.sound):
-                # A tag in a wrong encoding is no reason to stop.
-                self._source = resources.enter_context(av.open(str(self.sound), metadata_errors="ignore"))
+                # An absolute path cannot be mistaken for a URL. A tag in a wrong encoding is no reason to stop.
+                path = str(Path(self.sound).resolve())
+                self._source = resources.enter_context(av.open(path, metadata_errors="ignore"))
 
     def _start(self, time, picture):
         super()._start(time, picture)
         self._sound_packets = iter(())
         if self._source is not None and self._source.streams.audio:
             stream = self._source.streams.audio[0]
+            if stream.codec_context is None:
+                raise InputError(f"cannot read the sound of {self.sound}: FFmpeg has no decoder for its codec")
             target = _add_sound_stream(self._container, stream)
             self._sound_packets = _shifted_packets(stream, target, self._origin, self.sound)
         self._sound_packet = next(self._sound_packets, None)

@@ -294,6 +294,8 @@ class SaliencyUNet(StrictModelMixin, ConfigMixin, PeftAdapterMixin):
             ("num_attention_heads", config.num_attention_heads),
             ("norm_num_groups", config.norm_num_groups),
         ):
+            if divisor < 1:
+                raise InputError(f"`{name}` must be positive, got {divisor}")
             indivisible = [c for c in config.block_out_channels if c % divisor]
             if indivisible:
                 raise InputError(
