@@ -8,12 +8,15 @@ the matrix of attention scores; the size of that matrix, which an attention with
 """
 
 import argparse
-import resource
+import os
+import re
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from diffsal_diffusers import SaliencyUNet, load_pipeline
@@ -23,7 +26,8 @@ HEIGHT, WIDTH = 224, 384
 
 def measure(function):
     """Its result, its GFLOP (two operations for a multiply-add) and its seconds."""
-    with FlopCounterMode(display=False) as counter:
+    # The counter misses the CPU's fused attention; it sees attention written out as products.
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         result = function()
     seconds = []
     for _ in range(3):
@@ -63,6 +67,11 @@ def print_cost(model: str) -> None:
     print(f"{'all parameters':20} {sum(row[1] for row in rows):12.2f}")
 
 
+def resident(field: str) -> int:
+    """Bytes of this process in memory: now (`VmRSS`) or at most (`VmHWM`); Linux tells."""
+    return int(re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
+
+
 @torch.no_grad()
 def print_step_memory(attention: str) -> None:
     """Parameters and memory of one step, to be run in a process of its own."""
@@ -84,11 +93,13 @@ def print_step_memory(attention: str) -> None:
 
     for stage in unet.stages:
         stage.attention.register_forward_pre_hook(note_scores)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    unet(noise, 500, conditions=conditions)  # so that what libraries allocate once is not counted
+    Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
+    before = resident("VmRSS")
     begin = time.perf_counter()
     unet(noise, 500, conditions=conditions)
     seconds = time.perf_counter() - begin
-    added = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
+    added = resident("VmHWM") - before
     print(f"{attention.upper():10} {parameters(unet):12.2f} {seconds:9.2f} {added / 1e9:15.2f} {scores / 1e9:18.3f}")
 
 
@@ -106,7 +117,9 @@ def main() -> None:
     print(f"{'attention':10} {'M parameters':>12} {'seconds':>9} {'added peak, GB':>15} {'score matrix, GB':>18}")
     for attention in ("eca", "sca"):
         sys.stdout.flush()
-        subprocess.run([sys.executable, __file__, "--step-memory", attention], check=True)
+        # Tensors' memory goes back to the system at once, so that each step's own is seen.
+        environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"}
+        subprocess.run([sys.executable, __file__, "--step-memory", attention], check=True, env=environment)
 
 
 if __name__ == "__main__":
