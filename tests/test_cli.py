@@ -62,7 +62,14 @@ def diffsal(capfd):
 def process(*args, **kwargs) -> subprocess.Popen:
     """Starts the command in a process of its own."""
     command = [sys.executable, "-m", "diffsal_diffusers.cli", *map(str, args)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **kwargs)
+    ignored = signal.getsignal(signal.SIGINT) == signal.SIG_IGN  # where the tests run in a shell's background
+    if ignored:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **kwargs)
+    finally:
+        if ignored:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 @pytest.fixture(scope="module")
@@ -450,7 +457,8 @@ class TestModels:
             (change("model_index.json", unet=["diffsal_diffusers", "Nope"]), ["Nope", "save_pretrained"]),
             (change("model_index.json", unet=["os", "system"]), ["system", "save_pretrained"]),
             (change("model_index.json", unet=None), ["save_pretrained"]),
-            (change("unet/config.json", norm_num_groups=0), ["save_pretrained"]),
+            (change("unet/config.json", norm_num_groups=0), ["`norm_num_groups` must be positive, got 0"]),
+            (change("unet/config.json", head_channels="many"), ["save_pretrained"]),
             (change("scheduler/scheduler_config.json", beta_schedule="nope"), ["nope", "save_pretrained"]),
             (change("scheduler/scheduler_config.json", prediction_type="epsilon"), ["must be 'sample'", "'epsilon'"]),
             (change("processor/processor_config.json", frame_size=[65, 96]), ["multiples of 32", "65"]),
