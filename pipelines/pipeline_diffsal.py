@@ -47,8 +47,8 @@ class DiffSalPipeline(DiffusionPipeline):
     """
 
     model_cpu_offload_seq = "video_encoder->audio_encoder->unet"
-    _optional_components = ["video_encoder", "audio_encoder"]  # noqa: RUF012 (diffusers' own form)
-    _callback_tensor_inputs = ["sample", "prediction"]  # noqa: RUF012
+    _optional_components = ["video_encoder", "audio_encoder"]
+    _callback_tensor_inputs = ["sample", "prediction"]
 
     def __init__(
         self,
@@ -182,6 +182,8 @@ class DiffSalPipeline(DiffusionPipeline):
             )
         if audio_guidance_scale != 1.0 and (self.audio_encoder is None or audio is False):
             raise InputError(f"`audio_guidance_scale` = {audio_guidance_scale} needs sound and an audio encoder")
+        if audio_guidance_scale != 1.0 and video is None:
+            raise InputError(f"`audio_guidance_scale` = {audio_guidance_scale} needs a picture to guide away from")
         if video is None:
             if self.audio_encoder is None or audio is None or audio is False:
                 raise InputError(
@@ -425,7 +427,7 @@ class DiffSalPipeline(DiffusionPipeline):
                 height, width = self.processor.config.frame_size
                 conditions = self.unet.encode_conditions(height, width, video_features, audio_features)
                 without_sound = None
-                if audio_guidance_scale != 1.0 and audio_features is not None and video_features is not None:
+                if audio_guidance_scale != 1.0 and audio_features is not None:
                     without_sound = self.unet.encode_conditions(height, width, video_features, None)
 
                 # 5. Denoise.

@@ -297,6 +297,10 @@ class TestArguments:
             ({"generator": 3}, "`generator` must be a torch.Generator, got int"),
             ({"audio": True}, "`audio` must be a path"),
             ({"audio": False, "audio_guidance_scale": 2.0}, "needs sound and an audio encoder"),
+            (
+                {"video": None, "audio": CLIP, "height": 8, "width": 8, "audio_guidance_scale": 2.0},
+                "needs a picture to guide away from",
+            ),
             ({"height": 20}, "`height` and `width` are for `video=None`"),
             ({"video": None}, "`audio` and an audio encoder are needed"),
             ({"video": None, "audio": CLIP}, "needs the maps' `height` in pixels, got None"),
