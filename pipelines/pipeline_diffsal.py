@@ -97,6 +97,9 @@ class DiffSalPipeline(DiffusionPipeline):
         """
         if video is None and audio is None:
             raise InputError("`video` or `audio` must name an encoder, both are None")
+        for name in ("video_channels", "video_time_slices", "audio_channels", "audio_time_slices"):
+            if name in unet_config:
+                raise InputError(f"`{name}` follows from the encoders; leave it out")
         if isinstance(video, str):
             length = {} if num_frames is None else {"num_frames": num_frames}
             video = create_video_encoder(video, pretrained=pretrained, **length)
@@ -250,7 +253,7 @@ class DiffSalPipeline(DiffusionPipeline):
             start, duration: the part of the media to predict, in seconds.
             height, width: size of the maps for `video=None`.
             callback_on_step_end: called after each step as `callback(pipe, step, timestep, tensors)`; may return a
-                dictionary with other tensors.
+                dictionary with another `"sample"` for the next step or, at the last one, another `"prediction"`.
             callback_on_step_end_tensor_inputs: what the callback gets: `"sample"` (the state), `"prediction"` (the
                 estimate of the clean map).
             return_dict: whether to return a [`SaliencyPipelineOutput`] instead of a tuple.
@@ -360,6 +363,8 @@ class DiffSalPipeline(DiffusionPipeline):
             sound = self.open_sound(video, audio)
             if sound is not None:
                 opened.enter_context(sound)
+            elif audio_guidance_scale != 1.0:
+                raise InputError(f"`audio_guidance_scale` = {audio_guidance_scale} needs sound, and there is none")
             if source is None:
                 size = (height, width)
                 times = self.sound_times(sound, fps, start, duration)
@@ -419,7 +424,8 @@ class DiffSalPipeline(DiffusionPipeline):
         frame_cache: dict[int, list[torch.Tensor]] = {}
         last_time, last_maps = None, None
         total = float("inf") if num_frames is None else num_frames
-        with media, self.progress_bar(total=total) as progress:
+        with media, self.progress_bar(total=total) as progress, ExitStack() as offloading:
+            offloading.callback(self.maybe_free_model_hooks)
             while batch := list(islice(windows, batch_size)):
                 # 4. Encode: once a clip, for all steps and all maps of the ensemble.
                 video_features = self.encode_video(batch, frame_cache)
@@ -479,8 +485,10 @@ class DiffSalPipeline(DiffusionPipeline):
     def sound_times(self, sound: AudioSource, fps: float | None, start: float, duration: float | None) -> list[float]:
         """Times in seconds of the maps for sound without a picture."""
         fps = DEFAULT_FRAME_RATE if fps is None else fps
-        if not fps > 0:
-            raise InputError(f"`fps` must be positive, got {fps}")
+        if not 0 < fps <= 1000:
+            raise InputError(f"`fps` must be above 0, at most 1000, got {fps}")
+        if not 0 <= start <= 1e9 or (duration is not None and not 0 < duration <= 1e9):
+            raise InputError(f"`start` must be 0 or more and `duration` above 0, got {start} and {duration}")
         end = sound.end() if duration is None else min(sound.end(), start + duration)
         times = [start + i / fps for i in range(round((end - start) * fps))]
         if not times:
@@ -528,7 +536,7 @@ class DiffSalPipeline(DiffusionPipeline):
         """Audio features `(b, c, t, h, w)` of some clips; `None` without sound."""
         if sound is None:
             return None
-        log_mel = self.processor.log_mel_slices(sound, [[f.time for f in window.frames] for window in windows])
+        log_mel = self.processor.log_mel_slices(sound, [window.frame_times for window in windows])
         log_mel = log_mel.to(self._execution_device, self.audio_encoder.dtype)  # b 1 t h w
         return self.audio_encoder(log_mel).features[0]
 

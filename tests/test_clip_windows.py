@@ -1,5 +1,6 @@
 """Clip windows over a stream, against the plain definition on the whole list."""
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -35,3 +36,11 @@ def test_a_stream_is_read_no_further_than_needed(stride):
     for window in clip_windows(frames(), num_frames=16, target_frame=8, stride=stride):
         if window.target.index + 7 < 199:
             assert read[-1] == window.target.index + 7
+
+
+def test_time_goes_on_where_a_frame_stands_in_for_others():
+    windows = list(clip_windows(((i / 10, None) for i in range(4)), num_frames=6, target_frame=3))
+    for target, window in enumerate(windows):
+        assert window.frame_times == pytest.approx([(target - 3 + k) / 10 for k in range(6)])
+    (single,) = clip_windows([(0.7, None)], num_frames=6, target_frame=3)
+    assert single.frame_times == [0.7] * 6

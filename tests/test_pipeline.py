@@ -18,7 +18,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from stand_ins import tiny_pipeline
 
-from diffsal_diffusers import DiffSalPipeline, InputError, SaliencyPipelineOutput
+from diffsal_diffusers import DiffSalPipeline, InputError, SaliencyPipelineOutput, SaliencyProcessor
 from diffsal_diffusers.encoders import registry
 from diffsal_diffusers.media.audio import open_audio
 from diffsal_diffusers.media.video import open_video
@@ -234,8 +234,26 @@ class TestArguments:
             for got, feature in zip(seen[0], features, strict=True):
                 torch.testing.assert_close(got, feature[indices].transpose(1, 2))
         with open_audio(CLIP) as sound:
-            times = [[1 + i / 25 for i in clip] for clip in indices.tolist()]
+            times = [[1 + i / 25 for i in range(t - 8, t + 8)] for t in range(10)]  # sound goes on at the ends
             torch.testing.assert_close(heard[0], pipe.processor.log_mel_slices(sound, times))
+
+    @pytest.mark.parametrize("config", [{"audio_alignment": "released"}, {}])
+    @pytest.mark.parametrize("num_frames", [2, 4, 16])
+    def test_sound_goes_with_clips_of_any_length(self, config, num_frames):
+        pipe = tiny_pipeline(video="timm/resnet18", num_frames=num_frames)
+        pipe.processor = SaliencyProcessor(**(dict(pipe.processor.config) | config))
+        one = pipe(CLIP, batch_size=1, generator=seeded(), duration=0.6).saliency
+        many = pipe(CLIP, batch_size=4, generator=seeded(), duration=0.6).saliency
+        np.testing.assert_allclose(many, one, atol=1e-4)
+
+    def test_guidance_without_sound_is_refused(self, pipe, frames):
+        with pytest.raises(InputError, match="needs sound, and there is none"):
+            pipe(frames, audio_guidance_scale=2.0)
+
+    @pytest.mark.parametrize("part", [{"start": -1}, {"fps": float("inf")}, {"duration": -1}, {"start": float("nan")}])
+    def test_wrong_parts_of_sound_alone(self, pipe, part):
+        with pytest.raises(InputError, match=next(iter(part))):
+            pipe(None, audio=CLIP, height=8, width=8, **part)
 
     def test_a_stream_reads_no_further_than_its_maps_need(self, pipe, monkeypatch):
         read = []

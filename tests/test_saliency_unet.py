@@ -177,6 +177,7 @@ class TestShapes:
             ({"sample": torch.zeros(1, 1, 60, 96)}, "divisible by 32, got 60x96"),
             ({"sample": torch.zeros(1, 1, 64, 64)}, "`video_features` must have"),
             ({"audio_features": torch.zeros(1, 5, 9, 7, 12)}, "`audio_features` must be"),
+            ({"audio_features": torch.zeros(2, 12, 9, 7, 12)}, "of the same clips, got 1 and 2"),
             ({"video_features": None, "audio_features": None}, "got neither"),
         ],
     )
@@ -327,7 +328,7 @@ class TestConfigurations:
         unet = draw_weights(SaliencyUNet(**SMALL))
         noise, video, audio = make_inputs(unet)
         before = unet(noise, 700, video, audio).sample
-        config = LoraConfig(r=2, target_modules=["to_q", "to_k", "to_v", "to_out"], init_lora_weights=False)
+        config = LoraConfig(r=2, target_modules=["to_q", "to_out", "temporal_conv.conv"], init_lora_weights=False)
         unet.add_adapter(config, adapter_name="mine")
         adapted = unet(noise, 700, video, audio).sample
         assert relative_change(before, adapted) > 1e-3

@@ -14,11 +14,12 @@ from ..errors import InputError
 from .container import MISSING_SOUND, decode, file_end, find_stream, open_container, origin, read_packets
 
 SAMPLE_RATE = 16000
+LOOK_BACK = 2 * SAMPLE_RATE  # samples by which a read may begin before an earlier one
 JITTER = 0.05  # seconds by which the times in a file may be off without the sound being cut or parted
 
 
 class AudioSource:
-    """Sound at 16 kHz mono, read forward. Only what the latest read began with, and what follows, is held."""
+    """Sound at 16 kHz mono, read forward. Only what follows the latest read's beginning, less `LOOK_BACK`, is held."""
 
     def __init__(self) -> None:
         self._blocks: Iterator[tuple[int, np.ndarray]] | None = None
@@ -32,20 +33,20 @@ class AudioSource:
         """The samples `first` to `last` - 1; sample 0 is at 0 s of the media. Silence where there is no sound.
 
         Args:
-            first: may be negative, but never less than in an earlier read.
+            first: may be negative, but never more than `LOOK_BACK` less than in an earlier read.
             last: not less than `first`.
 
         Returns:
             float32 `(last - first,)`, in [-1, 1].
 
         Raises:
-            ValueError: `first` is less than in an earlier read, or more than `last`.
+            ValueError: `first` is too far behind an earlier read, or more than `last`.
             InputError: the file is damaged before `last`.
         """
-        if first < self._first or last < first:
+        if first < self._first - LOOK_BACK or last < first:
             raise ValueError(f"samples {first} to {last} cannot be read: reading goes forward, now from {self._first}")
-        self._first = first
-        while self._held and self._held[0][0] + len(self._held[0][1]) <= first:
+        self._first = max(self._first, first)
+        while self._held and self._held[0][0] + len(self._held[0][1]) <= self._first - LOOK_BACK:
             self._held.popleft()
         while self._sound_end < last and not self._finished:
             self._pull(first)
@@ -74,7 +75,7 @@ class AudioSource:
         position, samples = position + overlap, samples[overlap:]
         if len(samples):
             self._sound_end = position + len(samples)
-            if self._sound_end > first:
+            if self._sound_end > first - LOOK_BACK:
                 self._held.append((position, samples))
 
     def _read_blocks(self, first: int) -> Iterator[tuple[int, np.ndarray]]:
@@ -151,7 +152,7 @@ class _SoundFile(AudioSource):
 
     def _read_blocks(self, first: int) -> Iterator[tuple[int, np.ndarray]]:
         # Codecs need some of what comes before to get the first samples right.
-        start = first / SAMPLE_RATE - 1 if first > 10 * SAMPLE_RATE else 0.0
+        start = (first - LOOK_BACK) / SAMPLE_RATE - 0.5 if first > 10 * SAMPLE_RATE else 0.0
         resampler, resampled, fed_end, position = None, None, 0.0, 0
         for time, _, frame in decode(self._path, "audio", start):
             kind = frame.format.name, frame.layout.name, frame.sample_rate

@@ -118,9 +118,10 @@ class TemporalConvolution(nn.Module):
         """`(b, c, t + 1, h, w)` to `(b, c', h, w)`."""
         weight = self.conv.weight  # c' c t+1 1 1
         trained, given = weight.shape[2] - 1, x.shape[2] - 1
-        if given != trained:
-            video = F.interpolate(weight[:, :, :-1, 0, 0], size=given, mode="linear") * (trained / given)
-            weight = torch.cat([video[..., None, None], weight[:, :, -1:]], dim=2)
+        if given == trained:
+            return self.conv(x).squeeze(2)
+        video = F.interpolate(weight[:, :, :-1, 0, 0], size=given, mode="linear") * (trained / given)
+        weight = torch.cat([video[..., None, None], weight[:, :, -1:]], dim=2)
         return F.conv3d(x, weight).squeeze(2)
 
 
@@ -380,6 +381,11 @@ class SaliencyUNet(StrictModelMixin, ConfigMixin, PeftAdapterMixin):
                     f"`video_features` must have (channels, height, width) {expected} for a map of {height}x{width}, "
                     f"finest first, got {got}"
                 )
+        if video_features is not None and audio_features is not None and len(audio_features) != len(video_features[0]):
+            raise InputError(
+                f"`video_features` and `audio_features` must be of the same clips, "
+                f"got {len(video_features[0])} and {len(audio_features)}"
+            )
         if audio_features is not None and (
             audio_features.ndim != 5 or audio_features.shape[1] != self.config.audio_channels
         ):
