@@ -117,10 +117,10 @@ class SaliencyProcessor(ConfigMixin):
         half = (SLICE_FRAMES - 1) / 2 * LOG_MEL_HOP + LOG_MEL_WINDOW / 2
         starts = ((centres * SAMPLE_RATE - half) / LOG_MEL_HOP).round().long()  # log-mel frame that a slice starts at
 
-        origin, end = int(starts.min()), int(starts.max()) + SLICE_FRAMES - 1
-        waveform = sound.read(origin * LOG_MEL_HOP, end * LOG_MEL_HOP + LOG_MEL_WINDOW)
-        spectrogram = log_mel_spectrogram(waveform)  # frames 64
-        return spectrogram[(starts - origin)[..., None] + torch.arange(SLICE_FRAMES)]  # b t 64 64
+        length = (SLICE_FRAMES - 1) * LOG_MEL_HOP + LOG_MEL_WINDOW
+        order = starts.unique(sorted=True)  # read once and forward; a pause between two slices is not read
+        waveforms = torch.stack([sound.read(s * LOG_MEL_HOP, s * LOG_MEL_HOP + length) for s in order.tolist()])
+        return log_mel_spectrogram(waveforms)[torch.searchsorted(order, starts)]  # b t 64 64
 
     def _released_slices(self, sound: AudioSource, clip_times: Sequence[Sequence[float]]) -> torch.Tensor:
         buffers = torch.zeros(len(clip_times), RELEASED_BUFFER)

@@ -14,6 +14,7 @@ from accelerate.hooks import ModelHook, add_hook_to_module
 from diffsal_diffusers.schedulers import SCHEDULERS, create_scheduler
 from diffusers import DiffusionPipeline
 from diffusers.pipelines import pipeline_loading_utils
+from media_files import make_video
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from stand_ins import tiny_pipeline
@@ -245,6 +246,17 @@ class TestArguments:
         one = pipe(CLIP, batch_size=1, generator=seeded(), duration=0.6).saliency
         many = pipe(CLIP, batch_size=4, generator=seeded(), duration=0.6).saliency
         np.testing.assert_allclose(many, one, atol=1e-4)
+
+    @pytest.mark.parametrize("alignment", ["clip", "released"])
+    @pytest.mark.parametrize("before", [1, 2, 9, 14])
+    def test_a_pause_between_frames(self, alignment, before, tmp_path):
+        pipe = tiny_pipeline()
+        pipe.processor = SaliencyProcessor(**(dict(pipe.processor.config) | {"audio_alignment": alignment}))
+        times = [i / 25 for i in range(before)] + [before / 25 + 20 + i / 25 for i in range(12)]
+        path = make_video(tmp_path / "pause.mp4", times=times)
+        maps = [pipe(path, batch_size=b, generator=seeded()).saliency for b in (1, 4)]
+        assert len(maps[0]) == len(times)
+        np.testing.assert_allclose(maps[1], maps[0], atol=1e-4)
 
     def test_guidance_without_sound_is_refused(self, pipe, frames):
         with pytest.raises(InputError, match="needs sound, and there is none"):

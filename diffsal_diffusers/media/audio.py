@@ -33,18 +33,22 @@ class AudioSource:
         """The samples `first` to `last` - 1; sample 0 is at 0 s of the media. Silence where there is no sound.
 
         Args:
-            first: may be negative, but never more than `LOOK_BACK` less than in an earlier read.
+            first: may be negative. More than `LOOK_BACK` behind an earlier read, the source is read anew.
             last: not less than `first`.
 
         Returns:
             float32 `(last - first,)`, in [-1, 1].
 
         Raises:
-            ValueError: `first` is too far behind an earlier read, or more than `last`.
+            ValueError: `first` is more than `last`, or the source is closed.
             InputError: the file is damaged before `last`.
         """
-        if first < self._first - LOOK_BACK or last < first:
-            raise ValueError(f"samples {first} to {last} cannot be read: reading goes forward, now from {self._first}")
+        if last < first or self._first == math.inf:
+            raise ValueError(
+                f"samples {first} to {last} cannot be read: the source is closed, or they are in no order"
+            )
+        if first < self._first - LOOK_BACK:
+            self._restart()
         self._first = max(self._first, first)
         while self._held and self._held[0][0] + len(self._held[0][1]) <= self._first - LOOK_BACK:
             self._held.popleft()
@@ -59,6 +63,13 @@ class AudioSource:
             if begin < end:
                 waveform[begin - first : end - first] = samples[begin - position : end - position]
         return torch.from_numpy(waveform)
+
+    def _restart(self) -> None:
+        if self._blocks is not None:
+            self._blocks.close()
+        self._blocks, self._first, self._sound_end = None, -math.inf, 0
+        self._finished, self._damage = False, None
+        self._held.clear()
 
     def _pull(self, first: int) -> None:
         if self._blocks is None:

@@ -29,15 +29,15 @@ class ClipWindow(NamedTuple):
     @property
     def frame_times(self) -> list[float]:
         """Times of the clip's frames in seconds. Where a frame stands in for others, before the first or after the
-        last, time goes on at the clip's mean pace: sound is heard there too."""
+        last, time goes on at the pace of the two frames next to it: sound is heard there too."""
         indices, times = [frame.index for frame in self.frames], [frame.time for frame in self.frames]
         before, after = indices.count(indices[0]) - 1, indices.count(indices[-1]) - 1
         shown = len(indices) - before - after
         if shown < 2:
             return times
-        period = (times[-1] - times[0]) / (shown - 1)
-        head = [times[0] - period * k for k in range(before, 0, -1)]
-        tail = [times[-1] + period * k for k in range(1, after + 1)]
+        head = [times[0] - (times[before + 1] - times[before]) * k for k in range(before, 0, -1)]
+        pace = times[-1 - after] - times[-2 - after]
+        tail = [times[-1] + pace * k for k in range(1, after + 1)]
         return head + times[before : len(times) - after] + tail
 
 
