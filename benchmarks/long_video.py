@@ -77,6 +77,8 @@ def main() -> None:
             maps, taken, peak = (float(x) for x in output.split())
             first = first or peak
             print(f"{seconds:8} {maps:6.0f} {maps / taken:7.1f} {peak:9.0f} {peak / first:6.2f}", flush=True)
+            if peak > 1.10 * first:
+                sys.exit(f"memory grows with the length: {peak:.0f} MB at {seconds} s, {first:.0f} MB at first")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,14 @@
-"""What all networks of the package share: diffusers' model class, loading with nothing missing and no pickle."""
+"""What all networks of the package share: the scales, and diffusers' model class with strict loading of weights."""
 
 from pathlib import Path
 
+import torch
 from diffusers import ModelMixin
 from safetensors import SafetensorError
 
 from .errors import InputError
+
+STRIDES = (4, 8, 16, 32)  # pixels of the frame per pixel of the video features and the U-Net's, finest scale first
 
 
 class StrictModelMixin(ModelMixin):
@@ -27,7 +30,7 @@ class StrictModelMixin(ModelMixin):
         kwargs["use_safetensors"] = True
         try:
             model, info = super().from_pretrained(pretrained_model_name_or_path, output_loading_info=True, **kwargs)
-        except InputError:
+        except (InputError, torch.OutOfMemoryError):
             raise
         except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             reason = " ".join(str(error).split())

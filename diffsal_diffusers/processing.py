@@ -10,12 +10,17 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 
 from .errors import InputError
 from .media.audio import SAMPLE_RATE, AudioSource
-from .media.log_mel import log_mel_spectrogram, released_log_mel_slices, resize_slices
+from .media.log_mel import (
+    EXAMPLE_FRAMES,
+    HOP_LENGTH,
+    WINDOW_LENGTH,
+    log_mel_spectrogram,
+    released_log_mel_slices,
+    resize_log_mel,
+)
 
-LOG_MEL_HOP = 160  # samples between two log-mel frames
-LOG_MEL_WINDOW = 400  # samples under one log-mel frame
-SLICE_FRAMES = 64  # log-mel frames in one slice: 0.65 s
 RELEASED_BUFFER = 35_280  # samples that the release's front end works on
+RELEASED_SLICES = 15  # slices that it has room for
 AUDIO_ALIGNMENTS = ("clip", "released")
 
 
@@ -66,6 +71,10 @@ class SaliencyProcessor(ConfigMixin):
             raise InputError(
                 f"`audio_alignment` must be one of {', '.join(AUDIO_ALIGNMENTS)}, got {audio_alignment!r}"
             )
+        if audio_alignment == "released" and audio_slices > RELEASED_SLICES:
+            raise InputError(
+                f"the released front end has room for {RELEASED_SLICES} `audio_slices`, got {audio_slices}"
+            )
 
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs) -> None:
         """Writes `processor_config.json` into the folder."""
@@ -103,7 +112,7 @@ class SaliencyProcessor(ConfigMixin):
             slices = self._released_slices(sound, clip_times)
         else:
             slices = self._aligned_slices(sound, clip_times)  # b t 64 64
-        return resize_slices(slices, tuple(self.config.audio_size)).unsqueeze(1)  # b 1 t h w
+        return resize_log_mel(slices, tuple(self.config.audio_size)).unsqueeze(1)  # b 1 t h w
 
     def _aligned_slices(self, sound: AudioSource, clip_times: Sequence[Sequence[float]]) -> torch.Tensor:
         # The slices' centres divide the clip's time evenly; each slice lasts 0.65 s, so neighbours overlap. All clips
@@ -114,12 +123,12 @@ class SaliencyProcessor(ConfigMixin):
         places = (torch.arange(self.config.audio_slices, dtype=torch.float64) + 0.5) / self.config.audio_slices
         places = places + (places - 0.5) / max(self.config.num_frames - 1, 1)
         centres = first + (last - first) * places  # b t
-        half = (SLICE_FRAMES - 1) / 2 * LOG_MEL_HOP + LOG_MEL_WINDOW / 2
-        starts = ((centres * SAMPLE_RATE - half) / LOG_MEL_HOP).round().long()  # log-mel frame that a slice starts at
+        half = (EXAMPLE_FRAMES - 1) / 2 * HOP_LENGTH + WINDOW_LENGTH / 2
+        starts = ((centres * SAMPLE_RATE - half) / HOP_LENGTH).round().long()  # log-mel frame that a slice starts at
 
-        length = (SLICE_FRAMES - 1) * LOG_MEL_HOP + LOG_MEL_WINDOW
+        length = (EXAMPLE_FRAMES - 1) * HOP_LENGTH + WINDOW_LENGTH
         order = starts.unique(sorted=True)  # read once and forward; a pause between two slices is not read
-        waveforms = torch.stack([sound.read(s * LOG_MEL_HOP, s * LOG_MEL_HOP + length) for s in order.tolist()])
+        waveforms = torch.stack([sound.read(s * HOP_LENGTH, s * HOP_LENGTH + length) for s in order.tolist()])
         return log_mel_spectrogram(waveforms)[torch.searchsorted(order, starts)]  # b t 64 64
 
     def _released_slices(self, sound: AudioSource, clip_times: Sequence[Sequence[float]]) -> torch.Tensor:

@@ -9,7 +9,8 @@ import diffusers
 from diffusers.pipelines import pipeline_loading_utils
 
 LOADING_METHODS = ["save_pretrained", "from_pretrained"]
-# A user's own encoder is declared in model_index.json under the name of her module, which imports its base class.
+# A user's own encoder is declared in model_index.json under the name of her module, which has its base class as an
+# attribute: the decorator that registers the encoder sees to it.
 BASE_CLASSES = ("ModelMixin", "SchedulerMixin", "VideoEncoder", "AudioEncoder", "SaliencyProcessor")
 
 

@@ -1,10 +1,12 @@
 """The DiffSal pipeline: a video with sound in, a saliency map for every frame out."""
 
 import inspect
+import math
 import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from itertools import islice
+from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
@@ -18,10 +20,10 @@ from PIL import Image
 from ..encoders import AudioEncoder, PerFrameVideoEncoder, VideoEncoder, create_audio_encoder, create_video_encoder
 from ..errors import InputError
 from ..media.audio import AudioSource, open_audio
-from ..media.video import find_sound, open_video
+from ..media.video import DEFAULT_FPS, find_sound, open_video
 from ..media.windows import ClipWindow, clip_windows
+from ..modeling import STRIDES
 from ..models import SaliencyConditions, SaliencyUNet
-from ..models.saliency_unet import STRIDES
 from ..processing import SaliencyProcessor
 from ..schedulers import check_scheduler, create_scheduler
 from .pipeline_output import SaliencyPipelineOutput
@@ -29,7 +31,6 @@ from .pipeline_output import SaliencyPipelineOutput
 logger = logging.get_logger(__name__)
 
 OUTPUT_TYPES = ("np", "pt", "pil")
-DEFAULT_FRAME_RATE = 25.0
 
 
 class DiffSalPipeline(DiffusionPipeline):
@@ -75,7 +76,8 @@ class DiffSalPipeline(DiffusionPipeline):
         video: str | VideoEncoder | None = "mvit_v2_s",
         audio: str | AudioEncoder | None = "vggish",
         *,
-        pretrained: bool = False,
+        pretrained: bool | str | os.PathLike = False,
+        audio_pretrained: bool | str | os.PathLike = False,
         frame_size: tuple[int, int] = (224, 384),
         num_frames: int | None = None,
         num_inference_steps: int = 4,
@@ -86,7 +88,9 @@ class DiffSalPipeline(DiffusionPipeline):
         Args:
             video: a video encoder or its name, see [`~diffsal_diffusers.encoders.list_video_encoders`], or `None`.
             audio: an audio encoder or its name, see [`~diffsal_diffusers.encoders.list_audio_encoders`], or `None`.
-            pretrained: whether a video encoder given by name gets its library's weights, which are downloaded.
+            pretrained, audio_pretrained: the weights of an encoder given by name, see
+                [`~diffsal_diffusers.encoders.create_video_encoder`]: `True` downloads its library's, a path reads them
+                from a file.
             frame_size: height and width that the networks see, divisible by 32.
             num_frames: frames in a clip; `None` takes what the video encoder was made for, or 16.
             num_inference_steps: denoising steps where a call names none.
@@ -104,7 +108,7 @@ class DiffSalPipeline(DiffusionPipeline):
             length = {} if num_frames is None else {"num_frames": num_frames}
             video = create_video_encoder(video, pretrained=pretrained, **length)
         if isinstance(audio, str):
-            audio = create_audio_encoder(audio)
+            audio = create_audio_encoder(audio, pretrained=audio_pretrained)
         if num_frames is None:
             num_frames = 16 if video is None else video.config.get("num_frames", 16)
         processor_config = {"frame_size": frame_size, "num_frames": num_frames, "target_frame": num_frames // 2}
@@ -117,8 +121,9 @@ class DiffSalPipeline(DiffusionPipeline):
             unet_config["video_time_slices"] = tuple(info.time_slices for info in video.feature_info)
             processor_config |= {"image_mean": video.image_mean, "image_std": video.image_std}
         if audio is not None:
-            unet_config["audio_channels"] = audio.channels
-            processor_config["audio_size"] = audio.input_size
+            (info,) = audio.feature_info
+            unet_config["audio_channels"] = info.channels
+            processor_config |= {"audio_slices": info.time_slices, "audio_size": audio.input_size}
         processor = SaliencyProcessor(**processor_config)
         return cls(
             unet=SaliencyUNet(audio_time_slices=processor.config.audio_slices, **unet_config).eval(),
@@ -143,6 +148,7 @@ class DiffSalPipeline(DiffusionPipeline):
         audio_guidance_scale: float,
         generator: torch.Generator | None,
         output_type: str,
+        fps: float | None,
         callback_on_step_end_tensor_inputs: list[str],
     ) -> None:
         """Refuses arguments that cannot be right before any work is done.
@@ -157,8 +163,11 @@ class DiffSalPipeline(DiffusionPipeline):
             ("batch_size", batch_size),
             ("ensemble_size", ensemble_size),
         ):
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
                 raise InputError(f"`{name}` must be a positive integer, got {value!r}")
+        for name, value in (("audio_guidance_scale", audio_guidance_scale), ("fps", 1.0 if fps is None else fps)):
+            if not isinstance(value, Real) or isinstance(value, bool) or not math.isfinite(value):
+                raise InputError(f"`{name}` must be a finite number, got {value!r}")
         try:
             self.scheduler.set_timesteps(num_inference_steps)
         except (ValueError, IndexError) as error:
@@ -171,7 +180,7 @@ class DiffSalPipeline(DiffusionPipeline):
             raise InputError(f"`output_type` must be one of {', '.join(OUTPUT_TYPES)}, got {output_type!r}")
         if generator is not None and not isinstance(generator, torch.Generator):
             raise InputError(f"`generator` must be a torch.Generator, got {type(generator).__name__}")
-        unknown = set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs)
+        unknown = set(callback_on_step_end_tensor_inputs or ()) - set(self._callback_tensor_inputs)
         if unknown:
             raise InputError(
                 f"`callback_on_step_end_tensor_inputs` may name {', '.join(self._callback_tensor_inputs)}, "
@@ -193,7 +202,7 @@ class DiffSalPipeline(DiffusionPipeline):
                     "`video=None` asks for prediction from sound alone: `audio` and an audio encoder are needed"
                 )
             for name, value in (("height", height), ("width", width)):
-                if not isinstance(value, int) or value < 1:
+                if not isinstance(value, Integral) or value < 1:
                     raise InputError(f"`video=None` needs the maps' `{name}` in pixels, got {value!r}")
         else:
             if self.video_encoder is None:
@@ -352,6 +361,7 @@ class DiffSalPipeline(DiffusionPipeline):
             audio_guidance_scale,
             generator,
             output_type,
+            fps,
             callback_on_step_end_tensor_inputs,
         )
 
@@ -398,7 +408,7 @@ class DiffSalPipeline(DiffusionPipeline):
             independent_noise=independent_noise,
             output_type=output_type,
             callback=callback_on_step_end,
-            callback_tensors=callback_on_step_end_tensor_inputs,
+            callback_tensors=callback_on_step_end_tensor_inputs or (),
         )
 
     @torch.no_grad()
@@ -484,7 +494,7 @@ class DiffSalPipeline(DiffusionPipeline):
 
     def sound_times(self, sound: AudioSource, fps: float | None, start: float, duration: float | None) -> list[float]:
         """Times in seconds of the maps for sound without a picture."""
-        fps = DEFAULT_FRAME_RATE if fps is None else fps
+        fps = DEFAULT_FPS if fps is None else fps
         if not 0 < fps <= 1000:
             raise InputError(f"`fps` must be above 0, at most 1000, got {fps}")
         if not 0 <= start <= 1e9 or (duration is not None and not 0 < duration <= 1e9):
@@ -595,7 +605,7 @@ class DiffSalPipeline(DiffusionPipeline):
     ) -> np.ndarray | torch.Tensor | Image.Image:
         """One map `(h, w)` in [0, 1], resized to `size` where given, as float32 array or tensor or 16-bit image."""
         if size is not None:
-            saliency = F.interpolate(saliency[None, None], size=size, mode="bilinear")[0, 0]
+            saliency = F.interpolate(saliency[None, None], size=size, mode="bilinear", antialias=True)[0, 0]
         if output_type == "pt":
             return saliency
         saliency = saliency.cpu().numpy()

@@ -38,6 +38,16 @@ DIFFSAL_SCHEDULE = {
     "clip_sample": False,
 }
 
+# Options of diffusers' schedulers that put another schedule in the place of the training's.
+OTHER_SCHEDULES = (
+    "trained_betas",
+    "use_karras_sigmas",
+    "use_exponential_sigmas",
+    "use_beta_sigmas",
+    "use_flow_sigmas",
+    "use_lu_lambdas",
+)
+
 
 def list_schedulers() -> list[str]:
     """Names of the schedulers that [`create_scheduler`] makes."""
@@ -73,6 +83,16 @@ def check_scheduler(scheduler: SchedulerMixin) -> None:
             f"the scheduler's `prediction_type` must be 'sample', since the network predicts the clean map; "
             f"got {scheduler.config.prediction_type!r}"
         )
+    if scheduler.config.beta_schedule != DIFFSAL_SCHEDULE["beta_schedule"]:
+        raise InputError(
+            f"the scheduler's `beta_schedule` must be {DIFFSAL_SCHEDULE['beta_schedule']!r}, the one of the network's "
+            f"training; got {scheduler.config.beta_schedule!r}"
+        )
+    for option in OTHER_SCHEDULES:
+        if scheduler.config.get(option):
+            raise InputError(
+                f"the scheduler's `{option}` must be off: it replaces the schedule that the network is trained with"
+            )
     if "algorithm_type" in scheduler.config and not scheduler.config.algorithm_type.endswith("dpmsolver++"):
         raise InputError(
             f"the scheduler's `algorithm_type` must be 'dpmsolver++' or 'sde-dpmsolver++' for a network that predicts "

@@ -112,7 +112,8 @@ def test_feature_info_of_the_paper_and_of_s3d():
 @torch.no_grad()
 def test_audio_shapes(name, channels, input_size, output_size, parameters):
     encoder = seeded(create_audio_encoder, name)
-    assert (encoder.channels, encoder.input_size, millions(encoder)) == (channels, input_size, parameters)
+    assert encoder.feature_info == [(channels, 16, 9)]
+    assert (encoder.input_size, millions(encoder)) == (input_size, parameters)
     log_mel = torch.randn(2, 1, 3, *input_size)
     (feature,) = encoder(log_mel).features
     assert feature.shape == (2, channels, 3, *output_size)
@@ -122,7 +123,7 @@ def test_audio_shapes(name, channels, input_size, output_size, parameters):
 @torch.no_grad()
 def test_configured_log_mel_cnn():
     encoder = create_audio_encoder("log_mel_cnn", channels=64, input_size=(96, 32))
-    assert (encoder.channels, encoder.input_size) == (64, (96, 32))
+    assert (encoder.feature_info, encoder.input_size) == ([(64, 16, 9)], (96, 32))
     assert encoder(torch.randn(1, 1, 2, 96, 32)).features[0].shape == (1, 64, 2, 6, 2)
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from diffsal_diffusers.errors import InputError
-from diffsal_diffusers.media.log_mel import log_mel_spectrogram, released_log_mel_slices, resize_slices
+from diffsal_diffusers.media.log_mel import log_mel_spectrogram, released_log_mel_slices, resize_log_mel
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +23,7 @@ def test_agrees_with_the_published_front_end(published):
 
 
 def test_agrees_with_the_published_resizing(published):
-    resized = resize_slices(released_log_mel_slices(published["waveform"]), (112, 192))
+    resized = resize_log_mel(released_log_mel_slices(published["waveform"]), (112, 192))
     assert resized.shape == (9, 112, 192)
     torch.testing.assert_close(resized[:, None, ::4, ::4], published["resized"], atol=1e-4, rtol=0)
 
@@ -50,10 +50,10 @@ def test_tone_and_silence():
 def test_batches_and_types():
     waveform = torch.randn(2, 3, 35280, generator=torch.Generator().manual_seed(0)) * 0.1
     slices = released_log_mel_slices(waveform)
-    assert slices.shape == (2, 3, 9, 64, 64) and resize_slices(slices, (112, 192)).shape == (2, 3, 9, 112, 192)
+    assert slices.shape == (2, 3, 9, 64, 64) and resize_log_mel(slices, (112, 192)).shape == (2, 3, 9, 112, 192)
     torch.testing.assert_close(slices[1, 2], released_log_mel_slices(waveform[1, 2]))
     torch.testing.assert_close(slices, released_log_mel_slices(waveform.double()))
-    torch.testing.assert_close(resize_slices(slices, (64, 64)), slices)
+    torch.testing.assert_close(resize_log_mel(slices, (64, 64)), slices)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -1,6 +1,8 @@
 """The pipeline on real media: tables of equivalences, arguments, encoders of one's own, loading."""
 
+import importlib
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -9,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
 import torch
 from accelerate.hooks import ModelHook, add_hook_to_module
 from diffsal_diffusers.schedulers import SCHEDULERS, create_scheduler
@@ -17,10 +20,10 @@ from diffusers.pipelines import pipeline_loading_utils
 from media_files import make_video
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from stand_ins import tiny_pipeline
+from stand_ins import TINY_UNET, tiny_pipeline
 
-from diffsal_diffusers import DiffSalPipeline, InputError, SaliencyPipelineOutput, SaliencyProcessor
-from diffsal_diffusers.encoders import registry
+from diffsal_diffusers import DiffSalPipeline, InputError, SaliencyPipelineOutput, SaliencyProcessor, load_pipeline
+from diffsal_diffusers.encoders import create_audio_encoder, registry
 from diffsal_diffusers.media.audio import open_audio
 from diffsal_diffusers.media.video import open_video
 
@@ -192,6 +195,7 @@ class TestArguments:
         members = (torch.cat(members).unflatten(0, (10, 3)).squeeze(2) + 1) / 2  # b e h w
         np.testing.assert_allclose(out.saliency, members.mean(dim=1), atol=1e-5)
         np.testing.assert_allclose(out.uncertainty, members.std(dim=1), atol=1e-5)
+        assert out.uncertainty.max() > 1e-3
         first = pipe(CLIP, generator=seeded(), **kwargs).saliency
         np.testing.assert_allclose(members[:, 0], first, atol=1e-4)
 
@@ -213,6 +217,19 @@ class TestArguments:
         pipe(CLIP, ensemble_size=2, num_inference_steps=3, start=1.0, duration=1.2)
         assert sum(encoded) == 30
         assert sum(clips) == 30
+
+    def test_features_of_past_frames_are_let_go(self, monkeypatch):
+        pipe = tiny_pipeline()
+        sizes, encode_video = [], pipe.encode_video
+
+        def watched(windows, frame_cache):
+            features = encode_video(windows, frame_cache)
+            sizes.append(len(frame_cache))
+            return features
+
+        monkeypatch.setattr(pipe, "encode_video", watched)
+        pipe(CLIP, num_inference_steps=1, match_input_resolution=False)
+        assert len(sizes) == 33 and max(sizes) <= 16 + 4
 
     @pytest.mark.parametrize("video", ["timm/efficientnet_lite0", "s3d"])
     def test_the_encoders_see_the_clip_around_each_frame_in_order(self, video, frames, monkeypatch):
@@ -323,6 +340,9 @@ class TestArguments:
             ({"batch_size": -1}, "`batch_size` must be a positive integer, got -1"),
             ({"num_inference_steps": 2000}, "DDIMScheduler cannot take 2000 steps"),
             ({"output_uncertainty": True}, "needs an `ensemble_size` of at least 2"),
+            ({"audio_guidance_scale": math.nan}, "`audio_guidance_scale` must be a finite number, got nan"),
+            ({"audio_guidance_scale": "2"}, "`audio_guidance_scale` must be a finite number, got '2'"),
+            ({"fps": "25"}, "`fps` must be a finite number, got '25'"),
             ({"output_type": "latent"}, "`output_type` must be one of np, pt, pil, got 'latent'"),
             ({"generator": 3}, "`generator` must be a torch.Generator, got int"),
             ({"audio": True}, "`audio` must be a path"),
@@ -343,6 +363,33 @@ class TestArguments:
         with pytest.raises(InputError, match=message):
             pipe.stream(**({"video": CLIP} | change))
 
+    def test_numbers_of_numpy_and_no_callback_tensors(self, pipe, expected):
+        maps = pipe(
+            CLIP,
+            num_inference_steps=np.int64(2),
+            audio_guidance_scale=np.float32(1),
+            callback_on_step_end=lambda pipe, step, timestep, tensors: tensors,
+            callback_on_step_end_tensor_inputs=None,
+            generator=seeded(),
+            match_input_resolution=False,
+            **PART,
+        ).saliency
+        np.testing.assert_array_equal(maps, expected)
+
+    def test_small_frames_get_averages(self, pipe):
+        """A map that is shrunk to the frame's size shows every pixel of it."""
+        dots = torch.zeros(64, 96)
+        dots[::8, ::8] = 1.0
+        small = pipe.postprocess(dots, (8, 12), "np")
+        np.testing.assert_allclose(small[1:-1, 1:-1], dots.mean().item(), rtol=0.3)
+
+    def test_a_network_of_another_precision(self, folder, expected):
+        types = {"unet": torch.bfloat16, "default": torch.float32}
+        pipe = DiffusionPipeline.from_pretrained(folder, dtype=types)
+        pipe.set_progress_bar_config(disable=True)
+        maps = pipe(CLIP, generator=seeded(), match_input_resolution=False, **PART).saliency
+        assert np.abs(maps - expected).mean() < 0.05
+
     def test_pipelines_without_an_encoder(self):
         blind, deaf = tiny_pipeline(video=None), tiny_pipeline(audio=None)
         with pytest.raises(InputError, match="no video encoder"):
@@ -351,6 +398,21 @@ class TestArguments:
             deaf(CLIP, audio=CLIP)
         assert deaf(CLIP, **PART).saliency.shape == (10, 360, 640)
         assert blind(None, audio=CLIP, height=36, width=64, duration=0.4).saliency.shape == (10, 36, 64)
+
+    def test_from_encoders_takes_weights_from_files(self, tmp_path):
+        vggish = create_audio_encoder("vggish").state_dict()
+        save_file(vggish, tmp_path / "audio.safetensors")
+        weights = timm.create_model("efficientnet_lite0").state_dict()
+        save_file(weights, tmp_path / "video.safetensors")
+        pipe = DiffSalPipeline.from_encoders(
+            "timm/efficientnet_lite0",
+            "vggish",
+            pretrained=tmp_path / "video.safetensors",
+            audio_pretrained=tmp_path / "audio.safetensors",
+            **TINY_UNET,
+        )
+        assert torch.equal(pipe.audio_encoder.features[0].weight, vggish["features.0.weight"])
+        assert torch.equal(pipe.video_encoder.backbone.conv_stem.weight, weights["conv_stem.weight"])
 
     def test_from_encoders_refuses(self):
         with pytest.raises(InputError, match="both are None"):
@@ -379,6 +441,10 @@ class TestArguments:
         pipe(CLIP, **PART)
         assert list(dict.fromkeys(order)) == pipe.model_cpu_offload_seq.split("->")
         assert set(order) == set(modules)
+
+
+def test_the_light_model_is_light():
+    assert load_pipeline("untrained-light").unet.num_parameters() < 3e6
 
 
 def test_the_papers_system_is_of_the_papers_size():
@@ -463,36 +529,67 @@ class TestLoading:
         assert "\n" not in str(raised.value)
 
 
-OWN_ENCODER = """
+OWN_ENCODERS = """
+import timm
 import torch
+import diffsal_diffusers as dd
+from diffsal_diffusers.encoders import LogMelCNNEncoder, PerFrameVideoEncoder
 from diffusers.configuration_utils import register_to_config
-from diffsal_diffusers import EncoderOutput, FeatureInfo, VideoEncoder, register_video_encoder
 
-@register_video_encoder("pyramid")
-class PyramidEncoder(VideoEncoder):
+@dd.register_video_encoder("pyramid")
+class PyramidEncoder(dd.VideoEncoder):
     @register_to_config
     def __init__(self, channels: int = 4):
         super().__init__()
         kernels = [(2, s, s) for s in (4, 8, 16, 32)]
         self.convs = torch.nn.ModuleList(torch.nn.Conv3d(3, channels, k, stride=k) for k in kernels)
-        self.feature_info = [FeatureInfo(channels, stride, 8) for stride in (4, 8, 16, 32)]
+        self.feature_info = [dd.FeatureInfo(channels, stride, 8) for stride in (4, 8, 16, 32)]
 
     def forward(self, video):
-        return EncoderOutput(features=[conv(video) for conv in self.convs])
+        return dd.EncoderOutput(features=[conv(video) for conv in self.convs])
+
+@dd.register_video_encoder("frames")
+class FramesEncoder(PerFrameVideoEncoder):
+    feature_info = [dd.FeatureInfo(4, stride, 16) for stride in (4, 8, 16, 32)]
+
+    def __init__(self):
+        super().__init__()
+        self.convs = torch.nn.ModuleList(torch.nn.Conv2d(3, 4, s, stride=s) for s in (4, 8, 16, 32))
+
+    def encode_frames(self, frames):
+        return [conv(frames) for conv in self.convs]
+
+    def mix_frames(self, features):
+        return dd.EncoderOutput(features=features)
+
+@dd.register_audio_encoder("short")
+class ShortEncoder(LogMelCNNEncoder):
+    @register_to_config
+    def __init__(self):
+        super().__init__(channels=32)
+        self.feature_info = [dd.FeatureInfo(32, 16, time_slices=4)]
 """
 
 
-def test_an_encoder_from_a_users_own_file(tmp_path, monkeypatch):
-    (tmp_path / "my_encoders.py").write_text(OWN_ENCODER)
+@pytest.mark.parametrize(("video", "audio"), [("pyramid", "short"), ("frames", None), (None, "short")])
+def test_encoders_from_a_users_own_file(video, audio, tmp_path, monkeypatch):
+    module = f"my_encoders_{video}_{audio}"
+    (tmp_path / f"{module}.py").write_text(OWN_ENCODERS)
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(registry, "_VIDEO_ENCODERS", dict(registry._VIDEO_ENCODERS))
-    import my_encoders
+    for kind in ("_VIDEO_ENCODERS", "_AUDIO_ENCODERS"):
+        monkeypatch.setattr(registry, kind, dict(getattr(registry, kind)))
+    importlib.import_module(module)
 
-    pipe = tiny_pipeline(video="pyramid", audio="log_mel_cnn")
-    assert isinstance(pipe.video_encoder, my_encoders.PyramidEncoder)
-    expected = pipe(CLIP, generator=seeded(), **PART).saliency
+    pipe = tiny_pipeline(video=video, audio=audio)
+    if video is None:
+        inputs = {"audio": CLIP, "height": 36, "width": 64, "duration": 0.4}
+    else:
+        inputs = {"video": CLIP, **PART}
+    expected = pipe(**inputs, generator=seeded()).saliency
     pipe.save_pretrained(tmp_path / "model")
     index = json.loads((tmp_path / "model" / "model_index.json").read_text())
-    assert index["video_encoder"] == ["my_encoders", "PyramidEncoder"]
+    declared = index["video_encoder"] if video else index["audio_encoder"]
+    assert declared[0] == module
+    assert pipe.processor.config.audio_slices == (4 if audio == "short" else 9)
     loaded = DiffusionPipeline.from_pretrained(tmp_path / "model")
-    np.testing.assert_array_equal(loaded(CLIP, generator=seeded(), **PART).saliency, expected)
+    np.testing.assert_allclose(loaded(**inputs, generator=seeded()).saliency, expected, atol=1e-6)

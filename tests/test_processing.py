@@ -6,7 +6,7 @@ import torch
 
 from diffsal_diffusers import InputError, SaliencyProcessor
 from diffsal_diffusers.media.audio import open_audio
-from diffsal_diffusers.media.log_mel import log_mel_spectrogram, released_log_mel_slices, resize_slices
+from diffsal_diffusers.media.log_mel import log_mel_spectrogram, released_log_mel_slices, resize_log_mel
 
 RATE = 16000
 
@@ -84,7 +84,7 @@ def test_the_released_front_end_is_selectable():
     buffer = torch.zeros(35280)
     offset = (35280 - (last - first)) // 2
     buffer[offset : offset + last - first] = torch.from_numpy(waveform[first:last])
-    expected = resize_slices(released_log_mel_slices(buffer), (112, 192))
+    expected = resize_log_mel(released_log_mel_slices(buffer), (112, 192))
     assert slices.shape == (1, 1, 9, 112, 192)
     torch.testing.assert_close(slices[0, 0], expected)
 

@@ -14,22 +14,10 @@ ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"(<!--.*?-->\n)?```python\n(.*?)```", README, flags=re.DOTALL)
 
-MY_NETWORK = """
-import torch
-
-class MyNetwork(torch.nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.convs = torch.nn.ModuleList(torch.nn.Conv3d(3, 16, (2, s, s), (2, s, s)) for s in (4, 8, 16, 32))
-
-    def forward(self, video):
-        return [conv(video) for conv in self.convs]
-"""
-
 
 def test_an_encoder_of_ones_own(tmp_path, monkeypatch):
     (block,) = [code for comment, code in BLOCKS if comment]
-    (tmp_path / "my_network.py").write_text(MY_NETWORK)
+    assert re.findall(r"  # (\d)", block) == ["1", "2", "3", "4", "5"]  # "by five lines"
     (tmp_path / "my_encoder.py").write_text(block)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(registry, "_VIDEO_ENCODERS", dict(registry._VIDEO_ENCODERS))
@@ -37,7 +25,7 @@ def test_an_encoder_of_ones_own(tmp_path, monkeypatch):
 
     small = {"block_out_channels": (8, 8, 16, 16), "head_channels": 8, "norm_num_groups": 4, "frame_size": (64, 96)}
     pipe = DiffSalPipeline.from_encoders(video="mine", audio=None, **small)
-    assert isinstance(pipe.video_encoder, my_encoder.MyEncoder)
+    assert isinstance(pipe.video_encoder, my_encoder.MyNetwork)
     pipe.save_pretrained(tmp_path / "model")
     loaded = DiffSalPipeline.from_pretrained(tmp_path / "model")
     for name, value in pipe.video_encoder.state_dict().items():

@@ -4,12 +4,14 @@ import itertools
 
 import pytest
 import torch
+from accelerate import cpu_offload
 from peft import LoraConfig
 from reference_weights import draw_weights
 from torch.utils.flop_counter import FlopCounterMode
 
 from diffsal_diffusers import InputError, SaliencyUNet
 from diffsal_diffusers.models.attention import SpatioTemporalCompression, SpatioTemporalCrossAttention
+from diffsal_diffusers.models.audio_enhancement import AudioTemporalEnhancement
 from diffsal_diffusers.models.interaction import INTERACTIONS, MultiModalInteraction
 from diffsal_diffusers.models.saliency_unet import TemporalConvolution
 
@@ -187,6 +189,15 @@ class TestShapes:
         with pytest.raises(InputError, match=message):
             small_unet(timestep=0, **arguments)
 
+    @torch.no_grad()
+    def test_conditions_and_timesteps_of_other_maps_are_refused(self, small_unet):
+        noise, video, audio = make_inputs(small_unet)
+        conditions = small_unet.encode_conditions(64, 96, video, audio)
+        with pytest.raises(InputError, match="`conditions` are for maps of 64x96, got a `sample` of 32x96"):
+            small_unet(noise[:, :, :32], 0, conditions=conditions)
+        with pytest.raises(InputError, match="one for each of the 1 maps, got 2"):
+            small_unet(noise, torch.zeros(2), conditions=conditions)
+
     def test_maps_that_do_not_divide_among_the_clips_are_refused(self, small_unet):
         _, video, audio = make_inputs(small_unet, batch=2)
         with pytest.raises(InputError, match="multiple of the number of clips, 2, got 3"):
@@ -218,7 +229,7 @@ class TestModalities:
         unet = draw_weights(SaliencyUNet(**SMALL))
         unet(noise, 700, None, audio).sample.sum().backward()
         unet(noise, 700, video, None).sample.sum().backward()
-        gradients = [unet.null_audio.grad, *(null.grad for null in unet.null_video)]
+        gradients = [unet.null_audio.grad, *(null.grid.grad for null in unet.null_video)]
         assert all(gradient.abs().sum() > 0 for gradient in gradients)
 
 
@@ -252,6 +263,47 @@ class TestEquations:
         torch.testing.assert_close(module(x, key), expected)
 
     @torch.no_grad()
+    @pytest.mark.parametrize("slices", [9, 5])
+    def test_audio_temporal_enhancement(self, slices):
+        """Equations 4 and 5 written out token by token, on the module's own weights."""
+        module = draw_weights(AudioTemporalEnhancement(6, time_slices=9, num_heads=2, head_dim=4, mlp_channels=10))
+        audio = torch.randn(2, 6, slices, 2, 3, generator=generator(0))
+        positions = module.temporal_position
+        if slices != 9:
+            positions = torch.nn.functional.interpolate(positions, size=slices, mode="linear")
+        tokens = []
+        for t, h, w in itertools.product(range(slices), range(2), range(3)):
+            tokens.append(module.patch_embedding(audio[:, :, t, h, w]) + positions[:, :, t])  # eq. 4
+        x = torch.stack(tokens, dim=1)  # b n c
+        qkv = module.to_qkv(module.norm1(x))
+        heads = []
+        for head in range(2):
+            q, k, v = (qkv[..., 8 * i + 4 * head : 8 * i + 4 * head + 4] for i in range(3))
+            heads.append((q @ k.mT / 4**0.5).softmax(dim=-1) @ v)
+        x = x + module.to_out(torch.cat(heads, dim=-1))  # eq. 5
+        x = x + module.mlp(module.norm2(x))
+        torch.testing.assert_close(module(audio), x.mT.reshape(audio.shape))
+        assert not torch.allclose(module(audio.flip(2)).flip(2), module(audio), atol=1e-3)  # the order in time counts
+
+    @torch.no_grad()
+    def test_interactions_of_the_ablations(self):
+        """Table 3: bilinear, addition and concatenation, written out position by position."""
+        x, audio = torch.randn(2, 1, 4, 3, 2, 2, generator=generator(0)).unbind()
+        modules = {name: draw_weights(INTERACTIONS[name](4)) for name in INTERACTIONS}
+        for t, h, w in itertools.product(range(3), range(2), range(2)):
+            a, b = x[0, :, t, h, w], audio[0, :, t, h, w]
+            bilinear, concatenation = modules["bilinear"], modules["concatenation"]
+            product = (bilinear.factor.weight[..., 0, 0, 0] @ a + bilinear.factor.bias) * b
+            expected = {
+                "bilinear": bilinear.out.weight[..., 0, 0, 0] @ product + bilinear.out.bias,
+                "addition": a + b,
+                "concatenation": concatenation.out.weight[..., 0, 0, 0] @ torch.cat([a, b]) + concatenation.out.bias,
+                "none": a,
+            }
+            for name, value in expected.items():
+                torch.testing.assert_close(modules[name](x, audio)[0, :, t, h, w], value)
+
+    @torch.no_grad()
     def test_compression_counts_every_slice_and_pixel(self):
         stc = draw_weights(SpatioTemporalCompression(3, (4, 8, 8)))
         x = torch.randn(1, 3, 9, 7, 12, generator=generator(0))
@@ -268,17 +320,23 @@ class TestEquations:
         output = MultiModalInteraction(2)(x, audio)
         for c in range(2):
             pooled = (x[0, c] * audio[0, c]).sum(dim=0) / 3
-            mask = pooled.exp() / pooled.exp().sum()
-            expected = mask * 4 * audio[0, c]
+            softmax = pooled.exp() / pooled.exp().sum()
+            expected = softmax / softmax.max() * audio[0, c]
             torch.testing.assert_close(output[0, c], expected)
 
     @torch.no_grad()
     def test_temporal_kernel_is_a_function_of_time(self):
-        """A clip twice as long whose slices come in pairs gives what the clip itself gives."""
+        """A clip twice as long whose slices come in pairs gives what the clip itself gives; every slice counts."""
         conv = draw_weights(TemporalConvolution(3, 5, slices=9))
-        constant = torch.randn(1, 3, 1, 4, 4, generator=generator(0)).expand(-1, -1, 9, -1, -1)
-        longer = constant[:, :, :1].expand(-1, -1, 17, -1, -1)
-        torch.testing.assert_close(conv(longer), conv(constant), atol=1e-5, rtol=1e-4)
+        x = torch.randn(1, 3, 9, 4, 4, generator=generator(0))
+        longer = torch.cat([x[:, :, :-1].repeat_interleave(2, dim=2), x[:, :, -1:]], dim=2)
+        torch.testing.assert_close(conv(longer), conv(x), atol=1e-5, rtol=1e-4)
+        for slices in (2, 4, 13, 30):
+            x = torch.randn(1, 3, slices, 4, 4, generator=generator(1))
+            for i in range(slices):
+                changed = x.clone()
+                changed[:, :, i] += 1
+                assert (conv(changed) - conv(x)).abs().min() > 1e-3
 
 
 class TestConfigurations:
@@ -302,6 +360,10 @@ class TestConfigurations:
             ({"block_out_channels": (16, 24, 32)}, "one number for each of the strides"),
             ({"norm_num_groups": 0}, "`norm_num_groups` must be positive, got 0"),
             ({"norm_num_groups": 5}, "divisible by `norm_num_groups` = 5"),
+            ({"head_channels": 0}, "`head_channels` must be divisible"),
+            ({"mlp_ratio": 0.0}, "`mlp_ratio` must give the MLP at least one channel, got 0.0"),
+            ({"video_time_slices": (8, 8, 0, 8)}, "`video_time_slices` must be positive"),
+            ({"sample_range": (1.0, -1.0)}, "`sample_range` must be two numbers, the lower first"),
         ],
     )
     def test_wrong_configs_are_refused(self, config, message):
@@ -314,8 +376,12 @@ class TestConfigurations:
             unet = draw_weights(SaliencyUNet(**SMALL)).train()
             if checkpointing:
                 unet.enable_gradient_checkpointing()
+            calls = []
+            for stage in unet.stages:
+                stage.register_forward_pre_hook(lambda stage, _, calls=calls: calls.append(stage))
             noise, video, audio = make_inputs(unet)
             unet(noise, 700, video, audio).sample.square().mean().backward()
+            assert len(calls) == (8 if checkpointing else 4)  # computed again on the way back
             gradients.append({name: p.grad for name, p in unet.named_parameters()})
         for name, gradient in gradients[0].items():
             if gradient is None:
@@ -348,11 +414,36 @@ class TestConfigurations:
         alone = unet(noise[:1], 700, [v[:1] for v in video], audio[:1]).sample
         torch.testing.assert_close(together[:1], alone, atol=1e-5, rtol=1e-4)
 
+    def test_every_parameter_learns(self):
+        unet = draw_weights(SaliencyUNet(**SMALL))
+        noise, video, audio = make_inputs(unet, batch=2)
+        masks = torch.tensor([True, False]), torch.tensor([False, True])
+        unet(noise, 700, video, audio, *masks).sample.square().mean().backward()
+        for name, parameter in unet.named_parameters():
+            assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
+
     @torch.no_grad()
-    def test_bfloat16(self, small_unet):
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+    def test_half_precision(self, small_unet, dtype):
         noise, video, audio = make_inputs(small_unet)
-        expected = small_unet(noise, 700, video, audio).sample
-        unet = draw_weights(SaliencyUNet(**SMALL)).to(torch.bfloat16)
-        output = unet(noise.bfloat16(), 700, [v.bfloat16() for v in video], audio.bfloat16()).sample
-        assert output.dtype == torch.bfloat16
+        expected = small_unet(noise, 700, video, 30 * audio).sample
+        unet = draw_weights(SaliencyUNet(**SMALL)).to(dtype)
+        output = unet(noise.to(dtype), 700, video, 30 * audio).sample  # features of another dtype are cast
+        assert output.dtype == dtype
         assert relative_change(expected, output.float()) < 0.2
+
+    @torch.no_grad()
+    def test_interaction_of_large_values_in_half_precision(self):
+        """A mask with a single peak times a loud sound stays finite."""
+        x, audio = (torch.full((1, 2, 3, 56, 96), value, dtype=torch.float16) for value in (1.0, 40.0))
+        x[..., 30, 50] = 4.0
+        assert MultiModalInteraction(2)(x, audio).isfinite().all()
+
+    @torch.no_grad()
+    def test_weights_that_are_brought_in_layer_by_layer(self, small_unet):
+        """accelerate's sequential offloading, to the CPU itself: no weight is used outside its module's forward."""
+        noise, video, audio = make_inputs(small_unet, slices=(5, 5, 5, 5))
+        for picture, sound in ((video, audio), (None, audio), (video, None)):
+            expected = small_unet(noise, 700, picture, sound).sample
+            unet = cpu_offload(draw_weights(SaliencyUNet(**SMALL)), execution_device=torch.device("cpu"))
+            torch.testing.assert_close(unet(noise, 700, picture, sound).sample, expected)

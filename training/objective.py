@@ -2,6 +2,7 @@
 
 import torch
 import torch.nn.functional as F
+from accelerate.utils import extract_model_from_parallel
 from diffusers import SchedulerMixin
 
 from ..models import SaliencyUNet
@@ -20,7 +21,7 @@ def denoising_loss(
     """The mean square error of the clean map predicted from a noisy one, equation 10, one random timestep a sample.
 
     Args:
-        unet: the network.
+        unet: the network, also as `accelerator.prepare` wraps it.
         scheduler: its `add_noise` makes the noisy map S_t of equation 1.
         saliency: true maps S_0, `(b, 1, height, width)` in [0, 1].
         video_features, audio_features, video_mask, audio_mask: see [`SaliencyUNet.encode_conditions`]; the masks drop
@@ -30,7 +31,7 @@ def denoising_loss(
     Returns:
         the loss, a scalar, in units of the map's [0, 1] range.
     """
-    low, high = unet.config.sample_range
+    low, high = extract_model_from_parallel(unet).config.sample_range
     clean = low + (high - low) * saliency
     timesteps = torch.randint(
         scheduler.config.num_train_timesteps, clean.shape[:1], generator=generator, device=clean.device

@@ -8,7 +8,7 @@ from einops import rearrange
 from torch import nn
 
 from ..errors import InputError
-from .base import AudioEncoder, EncoderOutput
+from .base import AudioEncoder, EncoderOutput, FeatureInfo
 from .pretrained import load_weights, read_weights
 from .registry import register_audio_encoder
 
@@ -21,7 +21,7 @@ class VGGishEncoder(AudioEncoder):
     512x9x7x12.
     """
 
-    channels = 512
+    feature_info = [FeatureInfo(channels=512, stride=16, time_slices=9)]
 
     @register_to_config
     def __init__(self):
@@ -67,7 +67,7 @@ class LogMelCNNEncoder(AudioEncoder):
             raise InputError(f"channels must be a multiple of 32, got {channels}")
         if any(side < 16 or side % 16 for side in input_size):
             raise InputError(f"input_size must be two multiples of 16, got {tuple(input_size)}")
-        self.channels = channels
+        self.feature_info = [FeatureInfo(channels, stride=16, time_slices=9)]
         self.input_size = tuple(input_size)
         self.layers = nn.Sequential(
             nn.Conv2d(1, channels // 4, kernel_size=3, stride=2, padding=1, bias=False),

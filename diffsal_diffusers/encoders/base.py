@@ -18,7 +18,7 @@ class FeatureInfo(NamedTuple):
 
     Args:
         channels: number of channels.
-        stride: pixels of the input per pixel of the feature map, in both directions.
+        stride: pixels of the frame, or of the log-mel slice, per pixel of the feature map, in both directions.
         time_slices: slices in time that a clip of the encoder's configured length gives.
     """
 
@@ -108,8 +108,9 @@ class AudioEncoder(ConditionEncoder):
     the mel bands; each resized to `input_size`) and returns an [`EncoderOutput`] with a single feature map
     `(b, c, t, h', w')`, one time slice for each log-mel slice.
 
-    A subclass sets `channels` in its constructor, and `input_size` where it wants another than the paper's.
+    A subclass sets `feature_info`, a list of the one [`FeatureInfo`] (`stride` in pixels of the resized slice,
+    `time_slices` as many as it wants of a clip), and `input_size` where it wants another than the paper's.
     """
 
-    channels: int
+    feature_info: list[FeatureInfo]
     input_size: tuple[int, int] = (112, 192)

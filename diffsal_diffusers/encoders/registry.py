@@ -2,6 +2,7 @@
 
 import difflib
 import inspect
+import sys
 from collections.abc import Callable, Iterable
 from os import PathLike
 from typing import Any, NamedTuple, TypeVar
@@ -80,6 +81,10 @@ def _register(registry: dict[str, _Entry], base: type, name: str, defaults: dict
         if known and _identity(known.encoder_class) != _identity(encoder_class):
             raise InputError(f"{name!r} is registered already, for {'.'.join(_identity(known.encoder_class))}")
         registry[name] = _Entry(encoder_class, defaults)
+        # diffusers loads a pipeline's component only if its module has a loadable base class among its names.
+        module = sys.modules.get(encoder_class.__module__)
+        if module is not None and not hasattr(module, base.__name__):
+            setattr(module, base.__name__, base)
         return encoder_class
 
     return decorate

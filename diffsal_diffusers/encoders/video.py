@@ -12,11 +12,10 @@ from torch import nn
 from torchvision.models import WeightsEnum, get_model, get_model_weights
 
 from ..errors import InputError
+from ..modeling import STRIDES
 from .base import EncoderOutput, FeatureInfo, PerFrameVideoEncoder, VideoEncoder
 from .pretrained import download_weights, load_weights, one_line, read_weights
 from .registry import register_video_encoder, unknown_name
-
-STRIDES = (4, 8, 16, 32)
 
 
 def check_frames(frames: torch.Tensor) -> None:

@@ -98,7 +98,7 @@ def released_log_mel_slices(waveform: Tensor, num_slices: int = 9) -> Tensor:
     return examples[..., :num_slices, :, :].mT.contiguous()
 
 
-def resize_slices(slices: Tensor, size: tuple[int, int]) -> Tensor:
+def resize_log_mel(slices: Tensor, size: tuple[int, int]) -> Tensor:
     """Resizes log-mel slices to `size`, bilinear and antialiased.
 
     Args:

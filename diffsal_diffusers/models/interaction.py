@@ -16,11 +16,10 @@ class MultiModalInteraction(nn.Module):
 
     def forward(self, x: torch.Tensor, audio: torch.Tensor) -> torch.Tensor:
         activity = (x * audio).mean(dim=2, keepdim=True)  # b c 1 h w
-        mask = activity.flatten(2).softmax(dim=2).view_as(activity)
-        # A softmax over many positions is tiny. Scaled to mean one, a scale's mask does not depend on its size,
-        # and the LayerNorm that follows in STC divides by a variance that is not lost in its epsilon.
-        positions = mask.shape[-2] * mask.shape[-1]
-        return (mask * positions) * audio
+        # A softmax over many positions is tiny: the LayerNorm that follows in STC would lose it in its epsilon. Scaled
+        # so that the largest value of each channel is one, it depends on no map's size and overflows in no dtype.
+        mask = (activity - activity.amax(dim=(3, 4), keepdim=True)).exp()
+        return mask * audio
 
 
 class BilinearInteraction(nn.Module):

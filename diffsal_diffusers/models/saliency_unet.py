@@ -17,12 +17,11 @@ from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import nn
 
 from ..errors import InputError
-from ..modeling import StrictModelMixin
+from ..modeling import STRIDES, StrictModelMixin
 from .attention import ConvolutionalModulation, SpatioTemporalCrossAttention
 from .audio_enhancement import AudioTemporalEnhancement
 from .interaction import INTERACTIONS
 
-STRIDES = (4, 8, 16, 32)
 ATTENTIONS = ("eca", "sca", "none")
 NULL_VIDEO_GRID = (7, 12)
 
@@ -106,23 +105,36 @@ class NoiseEncoder(nn.Module):
 class TemporalConvolution(nn.Module):
     """The 3D temporal convolution that ends a MAM stage: a kernel over all T+1 slices gives the one slice of the map.
 
-    The kernel's video taps are a function of the time within the clip: for a clip with another number of slices they
-    are interpolated. The noise slice keeps its own tap.
+    The kernel's video taps are a function of the time within the clip: the slices of a clip that has another number of
+    them are averaged, or repeated, to as many as there are taps. The noise slice keeps its own tap.
     """
 
     def __init__(self, in_channels: int, out_channels: int, slices: int):
         super().__init__()
+        self.slices = slices
         self.conv = nn.Conv3d(in_channels, out_channels, (slices, 1, 1), bias=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """`(b, c, t + 1, h, w)` to `(b, c', h, w)`."""
-        weight = self.conv.weight  # c' c t+1 1 1
-        trained, given = weight.shape[2] - 1, x.shape[2] - 1
-        if given == trained:
-            return self.conv(x).squeeze(2)
-        video = F.interpolate(weight[:, :, :-1, 0, 0], size=given, mode="linear") * (trained / given)
-        weight = torch.cat([video[..., None, None], weight[:, :, -1:]], dim=2)
-        return F.conv3d(x, weight).squeeze(2)
+        if x.shape[2] != self.slices:
+            video = F.adaptive_avg_pool3d(x[:, :, :-1], (self.slices - 1, *x.shape[3:]))
+            x = torch.cat([video, x[:, :, -1:]], dim=2)
+        return self.conv(x).squeeze(2)
+
+
+class NullVideo(nn.Module):
+    """The learned condition of one scale for an absent picture: a coarse grid, resized to the map at hand.
+
+    It has a place in the picture: without one, sound alone could not know the centre.
+    """
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.grid = nn.Parameter(0.02 * torch.randn(channels, *NULL_VIDEO_GRID))
+
+    def forward(self, size: tuple[int, int]) -> torch.Tensor:
+        """`(1, c, 1, h, w)` of the given height and width."""
+        return F.interpolate(self.grid[None], size=size, mode="bilinear").unsqueeze(2)
 
 
 class MAMStage(nn.Module):
@@ -254,10 +266,11 @@ class SaliencyUNet(StrictModelMixin, ConfigMixin, PeftAdapterMixin):
         self.video_proj = nn.ModuleList(
             nn.Conv3d(c_in, c, 1) for c_in, c in zip(reversed(video_channels), channels, strict=True)
         )
-        self.null_video = nn.ParameterList(nn.Parameter(0.02 * torch.randn(c, *NULL_VIDEO_GRID)) for c in channels)
-        self.audio_enhancement = AudioTemporalEnhancement(audio_channels, audio_time_slices)
-        self.null_audio = nn.Parameter(0.02 * torch.randn(audio_channels))
-        self.audio_proj = nn.ModuleList(nn.Conv3d(audio_channels, c, 1) for c in channels)
+        self.null_video = nn.ModuleList(NullVideo(c) for c in channels)
+        if interaction != "none":
+            self.audio_enhancement = AudioTemporalEnhancement(audio_channels, audio_time_slices)
+            self.null_audio = nn.Parameter(0.02 * torch.randn(audio_channels))
+            self.audio_proj = nn.ModuleList(nn.Conv3d(audio_channels, c, 1) for c in channels)
         self.stages = nn.ModuleList(
             MAMStage(
                 in_channels=channels[i - 1] if i > 0 else None,
@@ -302,7 +315,13 @@ class SaliencyUNet(StrictModelMixin, ConfigMixin, PeftAdapterMixin):
                 raise InputError(
                     f"`block_out_channels` must be divisible by `{name}` = {divisor}, got {indivisible[0]}"
                 )
-        if config.head_channels % config.norm_num_groups:
+        if min(config.video_time_slices) < 1:
+            raise InputError(f"`video_time_slices` must be positive, got {config.video_time_slices}")
+        if config.mlp_ratio * min(config.block_out_channels) < 1:
+            raise InputError(f"`mlp_ratio` must give the MLP at least one channel, got {config.mlp_ratio}")
+        if len(config.sample_range) != 2 or not config.sample_range[0] < config.sample_range[1]:
+            raise InputError(f"`sample_range` must be two numbers, the lower first, got {config.sample_range}")
+        if config.head_channels < 1 or config.head_channels % config.norm_num_groups:
             raise InputError(
                 f"`head_channels` must be divisible by `norm_num_groups` = {config.norm_num_groups}, "
                 f"got {config.head_channels}"
@@ -324,7 +343,8 @@ class SaliencyUNet(StrictModelMixin, ConfigMixin, PeftAdapterMixin):
             height, width: size of the map in pixels; divisible by 32.
             video_features: `(b, c, t, h, w)` at strides 4, 8, 16, 32, finest first; `None` for audio-only input.
             audio_features: `(b, c, t, h', w')`; `None` for video-only input.
-            video_mask, audio_mask: `(b,)`, boolean; where false, the modality of that sample counts as absent.
+            video_mask, audio_mask: `(b,)`, boolean; where false, the modality of that sample counts as absent; its
+                features must be finite all the same.
 
         Raises:
             InputError: a size or a shape does not fit the config.
@@ -338,14 +358,13 @@ class SaliencyUNet(StrictModelMixin, ConfigMixin, PeftAdapterMixin):
         for feature, slices, stride, proj, null in zip(
             coarse_to_fine, time_slices, reversed(STRIDES), self.video_proj, self.null_video, strict=True
         ):
-            # The null condition has a place in the picture: without one, sound alone could not know the centre.
-            null = F.interpolate(null[None], size=(height // stride, width // stride), mode="bilinear").unsqueeze(2)
+            absent = null((height // stride, width // stride))  # 1 c 1 h w
             if feature is None:
-                feature = null.expand(batch, -1, slices, -1, -1)
+                feature = absent.expand(batch, -1, slices, -1, -1)
             else:
-                feature = proj(feature)  # b c t h w
+                feature = proj(feature.to(self.dtype))  # b c t h w
                 if video_mask is not None:
-                    feature = torch.where(video_mask.view(-1, 1, 1, 1, 1), feature, null)
+                    feature = torch.where(video_mask.view(-1, 1, 1, 1, 1), feature, absent)
             video.append(feature)
 
         if self.config.interaction == "none":
@@ -355,7 +374,7 @@ class SaliencyUNet(StrictModelMixin, ConfigMixin, PeftAdapterMixin):
         if audio_features is None:
             enhanced = null.repeat(batch, 1, 1, 1, 1)  # b c 1 1 1
         else:
-            enhanced = self.audio_enhancement(audio_features)  # f_a, eqs. 4 and 5: b c t h' w'
+            enhanced = self.audio_enhancement(audio_features.to(self.dtype))  # f_a, eqs. 4 and 5: b c t h' w'
             if audio_mask is not None:
                 enhanced = torch.where(audio_mask.view(-1, 1, 1, 1, 1), enhanced, null)
         audio = []
@@ -429,13 +448,19 @@ class SaliencyUNet(StrictModelMixin, ConfigMixin, PeftAdapterMixin):
         maps, _, height, width = sample.shape
         if conditions is None:
             conditions = self.encode_conditions(height, width, video_features, audio_features, video_mask, audio_mask)
-        clips = conditions.video[0].shape[0]
+        clips, _, _, *finest = conditions.video[-1].shape
+        if finest != [height // STRIDES[0], width // STRIDES[0]]:
+            rows, columns = (side * STRIDES[0] for side in finest)
+            raise InputError(f"`conditions` are for maps of {rows}x{columns}, got a `sample` of {height}x{width}")
         if maps % clips:
             raise InputError(f"the number of maps must be a multiple of the number of clips, {clips}, got {maps}")
         conditions = conditions.repeat(maps // clips)
 
         # 2. Encode the noisy map.
-        timestep = torch.as_tensor(timestep, device=sample.device).reshape(-1).expand(maps)
+        timestep = torch.as_tensor(timestep, device=sample.device).reshape(-1)
+        if len(timestep) not in (1, maps):
+            raise InputError(f"`timestep` must be one number or one for each of the {maps} maps, got {len(timestep)}")
+        timestep = timestep.expand(maps)
         noise_features = self.noise_encoder(sample, timestep)  # finest first: b c h w
 
         # 3. Decode, coarse to fine; every stage speaks to the head.
