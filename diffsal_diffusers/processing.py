@@ -89,6 +89,8 @@ class SaliencyProcessor(ConfigMixin):
         """One frame `(h, w, 3)`, uint8 RGB, resized: `(3, height, width)`, uint8, so that a stream's frames are
         kept small until they are used."""
         frame = torch.from_numpy(pixels).permute(2, 0, 1)[None]  # 1 3 h w
+        if tuple(frame.shape[2:]) == tuple(self.config.frame_size):
+            return frame[0]
         frame = F.interpolate(frame, size=tuple(self.config.frame_size), mode="bilinear", antialias=True)
         return frame[0]
 

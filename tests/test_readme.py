@@ -33,14 +33,16 @@ def test_an_encoder_of_ones_own(tmp_path, monkeypatch):
 
 
 def test_the_code_for_python(tmp_path, monkeypatch):
-    """The two blocks of "In Python", the second first: it makes the folder that the first one loads."""
-    use, build = (code for comment, code in BLOCKS[:2])
+    """The second block first: it makes the folder that the first one loads, and what the third one scores with."""
+    use, build, score = (code for comment, code in BLOCKS if not comment)
     shutil.copy(ROOT / "examples" / "big_buck_bunny.mp4", tmp_path / "clip.mp4")
     use = use.replace('"clip.mp4", num_inference_steps=4', '"clip.mp4", num_inference_steps=4, duration=0.1')
     monkeypatch.chdir(tmp_path)
     names = {}
     exec(build, names)
     exec(use, names)
+    exec(score, names)
+    assert names["clips"][0]["frames"].shape == (16, 3, 224, 384)
     assert names["out"].saliency.shape == (3, 360, 640)
     assert type(names["pipe"].scheduler).__name__ == "DPMSolverMultistepScheduler"
     assert names["paper"].video_encoder.config.num_frames == 16
@@ -50,14 +52,17 @@ def test_paths_and_flags_exist():
     for path in re.findall(r"\]\(((?!http)[^)]+)\)|`([\w/]+/[\w.]+\.(?:py|md))`|python (\S+\.py)", README):
         name = next(filter(None, path))
         assert (ROOT / name).exists(), name
-    done = subprocess.run(
-        [sys.executable, "-m", "diffsal_diffusers.cli", "predict", "--help"],
-        capture_output=True,
-        text=True,
-        check=True,
+    told = "".join(
+        subprocess.run(
+            [sys.executable, "-m", "diffsal_diffusers.cli", command, "--help"],
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for command in ("predict", "evaluate")
     )
     for flag in re.findall(r"`(--[\w-]+)", README):
-        assert flag in done.stdout, flag
+        assert flag in told, flag
 
 
 def test_the_version_is_in_the_changelog():

@@ -297,7 +297,7 @@ def _folder(folder: Path) -> tuple[int, Load]:
                 image.load()
         except Exception as error:  # Pillow's decoders raise many kinds
             raise InputError(f"{name} cannot be read as an image: it is damaged or cut short ({error})") from None
-        return _image_pixels(image, name), name
+        return image_pixels(image, name), name
 
     return len(files), load
 
@@ -313,12 +313,17 @@ def _image_list(images: Sequence[Image.Image]) -> tuple[int, Load]:
             )
 
     def load(index: int) -> tuple[np.ndarray, str]:
-        return _image_pixels(images[index], f"image {index} of the list"), f"image {index} of the list"
+        return image_pixels(images[index], f"image {index} of the list"), f"image {index} of the list"
 
     return len(images), load
 
 
-def _image_pixels(image: Image.Image, name: str) -> np.ndarray:
+def image_pixels(image: Image.Image, name: str) -> np.ndarray:
+    """The pixels of an image, upright: `(h, w, 3)`, uint8 RGB.
+
+    Raises:
+        InputError: it has 32-bit pixels.
+    """
     if image.mode in ("I", "F"):
         raise InputError(f"{name} has 32-bit pixels of unknown range; images of 8 or 16 bits are expected")
     image = ImageOps.exif_transpose(image)

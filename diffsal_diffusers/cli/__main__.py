@@ -1,0 +1,7 @@
+"""`python -m diffsal_diffusers.cli`."""
+
+import sys
+
+from . import main
+
+sys.exit(main())

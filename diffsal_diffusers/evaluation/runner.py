@@ -1,0 +1,210 @@
+"""Evaluation of a data set video by video: resumable, and split over processes."""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from diffusers.utils import logging
+from PIL import Image
+from tqdm.auto import tqdm
+
+from ..data import Recording, open_recording
+from ..errors import InputError
+from .predictors import Predictor
+from .protocol import BrokenPredictionError, VideoScorer
+
+logger = logging.get_logger(__name__)
+
+EXAMPLE_HEIGHT = 180  # pixels of a picture on the page of examples
+
+
+class Evaluation:
+    """Scores predictors on videos and keeps what is done in a folder, one file a video.
+
+    A file is written when its video is finished, so an interrupted evaluation goes on where it stopped, and several
+    processes share the work by sharing the folder.
+
+    Args:
+        folder: where results go: `videos/*.json`, and `examples/*.png` for some videos.
+        predictors: by name.
+        metrics: names of metrics.
+        settings: all that the scores depend on; a folder with results of other settings is refused.
+        frame_step: every so many frames are scored, from the first one on.
+        num_examples: videos of which a frame is kept as a picture.
+        seed: of s-AUC's negatives.
+        strict: raise for a broken file of the data set, instead of naming and skipping it.
+
+    Raises:
+        InputError: the folder holds results of other settings.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        predictors: Mapping[str, Predictor],
+        metrics: Sequence[str],
+        settings: Mapping[str, object],
+        frame_step: int = 1,
+        num_examples: int = 8,
+        seed: int = 0,
+        strict: bool = False,
+    ):
+        self.folder = Path(folder)
+        self.predictors = predictors
+        self.metrics = metrics
+        self.frame_step = frame_step
+        self.num_examples = num_examples
+        self.seed = seed
+        self.strict = strict
+        self.state = PartialState()
+        self._claim_folder(json.loads(json.dumps(settings)))
+
+    def _claim_folder(self, settings: dict) -> None:
+        file = self.folder / "settings.json"
+        if self.state.is_main_process:
+            (self.folder / "videos").mkdir(parents=True, exist_ok=True)
+            (self.folder / "examples").mkdir(exist_ok=True)
+            if not file.exists():
+                write_json(file, settings)
+        self.state.wait_for_everyone()
+        found = read_json(file)
+        for key in sorted(found.keys() | settings.keys()):
+            if found.get(key) != settings.get(key):
+                raise InputError(
+                    f"{self.folder} holds an evaluation with {key} = {found.get(key)!r}, and this one has "
+                    f"{settings.get(key)!r}; give another --output, or remove the folder"
+                )
+
+    def run(self, entries: Sequence[dict]) -> list[dict]:
+        """Scores all videos that have no result yet.
+
+        Args:
+            entries: rows of a data set, see [`~diffsal_diffusers.data.load_saliency_dataset`].
+
+        Returns:
+            the results of all videos in their order, in every process.
+
+        Raises:
+            InputError: a file is broken and `strict` is set.
+        """
+        step = max(len(entries) // self.num_examples, 1)
+        with_example = {entries[i]["video_id"] for i in range(0, len(entries), step)}
+        waiting = [entry for entry in entries if not self._result_file(entry).exists()]
+        mine = waiting[self.state.process_index :: self.state.num_processes]
+        done = len(entries) - len(waiting)
+        if done:
+            logger.info(f"{done} of {len(entries)} videos are done already")
+        progress = tqdm(
+            mine,
+            unit="video",
+            desc="evaluating",
+            dynamic_ncols=True,
+            disable=None if self.state.is_main_process else True,
+        )
+        for entry in progress:
+            progress.set_postfix_str(entry["video_id"])
+            example = entry["video_id"] in with_example
+            write_json(self._result_file(entry), self._score_video(open_recording(entry), example))
+        self.state.wait_for_everyone()
+        return [read_json(self._result_file(entry)) for entry in entries]
+
+    def _result_file(self, entry: dict) -> Path:
+        return self.folder / "videos" / f"{file_name(entry['video_id'])}.json"
+
+    def _score_video(self, recording: Recording, example: bool) -> dict:
+        """One video's result: the number of scored frames, the mean scores by predictor, and what was skipped."""
+        frames = range(0, recording.num_frames, self.frame_step)
+        result = {"video_id": recording.video_id, "frames": 0, "scores": {}, "skipped": []}
+        try:
+            scorer = VideoScorer(recording, list(self.predictors), self.metrics, self.seed)
+            streams = {name: iter(predict(recording, frames)) for name, predict in self.predictors.items()}
+            for index in frames:
+                predictions = {name: next(stream, None) for name, stream in streams.items()}
+                absent = [name for name, prediction in predictions.items() if prediction is None]
+                if absent:
+                    self._skip(result, f"frame {index}: no map from {', '.join(absent)}")
+                    continue
+                try:
+                    density = recording.density(index)
+                    scorer.score(index, density, predictions)
+                except BrokenPredictionError:
+                    raise
+                except InputError as error:
+                    self._skip(result, str(error))
+                    continue
+                result["frames"] += 1
+                if example and index >= frames[len(frames) // 2]:
+                    self._keep_example(recording, index, density, predictions)
+                    example = False
+            result["scores"] = scorer.means()
+        except BrokenPredictionError as error:
+            raise InputError(f"{recording.video_id}: {error}") from error
+        except InputError as error:  # of a picture or a sound: no map of this video can be trusted
+            self._skip(result, f"the whole video: {error}")
+            result["frames"], result["scores"] = 0, {}
+        return result
+
+    def _skip(self, result: dict, reason: str) -> None:
+        if self.strict:
+            raise InputError(f"{result['video_id']}: {reason}")
+        result["skipped"].append(reason)
+
+    def _keep_example(
+        self, recording: Recording, index: int, density: torch.Tensor, predictions: Mapping[str, torch.Tensor]
+    ) -> None:
+        """One picture: the frame, the ground truth and each prediction side by side."""
+        frame = Image.fromarray(recording.frame(index))
+        size = (max(round(EXAMPLE_HEIGHT * frame.width / frame.height), 1), EXAMPLE_HEIGHT)
+        strip = Image.new("RGB", (size[0] * (2 + len(predictions)), EXAMPLE_HEIGHT))
+        strip.paste(frame.resize(size), (0, 0))
+        for place, saliency in enumerate([density, *predictions.values()], start=1):
+            saliency = saliency.cpu().float()
+            grey = (255 * saliency / saliency.amax().clamp(min=1e-12)).clamp(0, 255).numpy().astype(np.uint8)
+            strip.paste(Image.fromarray(grey).resize(size), (place * size[0], 0))
+        write_atomically(
+            self.folder / "examples" / f"{file_name(recording.video_id)}.png", lambda file: strip.save(file, "png")
+        )
+
+
+def file_name(video_id: str) -> str:
+    """A name for a video's files: its own, as far as every file system takes it."""
+    plain = "".join(c if c.isalnum() or c in "-_. " else "_" for c in video_id)
+    return plain if plain == video_id else f"{plain}-{hashlib.sha1(video_id.encode()).hexdigest()[:8]}"
+
+
+def write_atomically(file: Path, write: Callable[[Path], None]) -> None:
+    """A file that is there complete or not at all."""
+    part = file.with_name(f".{file.name}.{os.getpid()}")
+    try:
+        write(part)
+        part.replace(file)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def write_json(file: Path, content: object) -> None:
+    """JSON, complete or not at all."""
+    text = json.dumps(content, indent=2)
+    write_atomically(file, lambda part: part.write_text(text + "\n", encoding="utf-8"))
+
+
+def read_json(file: Path) -> dict:
+    """Reads what `write_json` wrote.
+
+    Raises:
+        InputError: it is missing or damaged.
+    """
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{file}: cannot be read; remove it, and it is computed anew") from error
+
+
+def skipped_lines(results: Iterable[Mapping]) -> list[str]:
+    """What was skipped in all videos, in words."""
+    return [f"{result['video_id']}: {reason}" for result in results for reason in result["skipped"]]
