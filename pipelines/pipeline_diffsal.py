@@ -25,7 +25,7 @@ from ..media.windows import ClipWindow, clip_windows
 from ..modeling import STRIDES
 from ..models import SaliencyConditions, SaliencyUNet
 from ..processing import SaliencyProcessor
-from ..schedulers import check_scheduler, create_scheduler
+from ..schedulers import check_num_steps, check_scheduler, create_scheduler
 from .pipeline_output import SaliencyPipelineOutput
 
 logger = logging.get_logger(__name__)
@@ -168,12 +168,7 @@ class DiffSalPipeline(DiffusionPipeline):
         for name, value in (("audio_guidance_scale", audio_guidance_scale), ("fps", 1.0 if fps is None else fps)):
             if not isinstance(value, Real) or isinstance(value, bool) or not math.isfinite(value):
                 raise InputError(f"`{name}` must be a finite number, got {value!r}")
-        try:
-            self.scheduler.set_timesteps(num_inference_steps)
-        except (ValueError, IndexError) as error:
-            raise InputError(
-                f"{type(self.scheduler).__name__} cannot take {num_inference_steps} steps: {error}"
-            ) from error
+        check_num_steps(self.scheduler, num_inference_steps)
         if output_uncertainty and ensemble_size == 1:
             raise InputError("`output_uncertainty=True` needs an `ensemble_size` of at least 2, got 1")
         if output_type not in OUTPUT_TYPES:
@@ -259,7 +254,8 @@ class DiffSalPipeline(DiffusionPipeline):
             output_type: `"np"`, `"pt"` or `"pil"`.
             match_input_resolution: resize the maps to the frames' size; otherwise they have the processor's.
             fps: frame rate of frames that have no times of their own, 25 by default; also of the maps of `video=None`.
-            start, duration: the part of the media to predict, in seconds.
+            start, duration: the part of the media to predict, in seconds. For `video=None`, maps go on to the end of
+                `duration`, in silence where the sound ends before.
             height, width: size of the maps for `video=None`.
             callback_on_step_end: called after each step as `callback(pipe, step, timestep, tensors)`; may return a
                 dictionary with another `"sample"` for the next step or, at the last one, another `"prediction"`.
@@ -377,8 +373,7 @@ class DiffSalPipeline(DiffusionPipeline):
                 raise InputError(f"`audio_guidance_scale` = {audio_guidance_scale} needs sound, and there is none")
             if source is None:
                 size = (height, width)
-                times = self.sound_times(sound, fps, start, duration)
-                frames, num_frames = ((time, None) for time in times), len(times)
+                frames, num_frames = self.sound_times(sound, fps, start, duration)
             else:
                 size = (source.info.height, source.info.width)
                 frames = ((frame.time, self.processor.preprocess_frame(frame.pixels)) for frame in source)
@@ -492,18 +487,20 @@ class DiffSalPipeline(DiffusionPipeline):
             return None
         return open_audio(path)
 
-    def sound_times(self, sound: AudioSource, fps: float | None, start: float, duration: float | None) -> list[float]:
-        """Times in seconds of the maps for sound without a picture."""
+    def sound_times(
+        self, sound: AudioSource, fps: float | None, start: float, duration: float | None
+    ) -> tuple[Iterator[tuple[float, None]], int]:
+        """Times in seconds of the maps for sound without a picture, as frames without content, and their number."""
         fps = DEFAULT_FPS if fps is None else fps
         if not 0 < fps <= 1000:
             raise InputError(f"`fps` must be above 0, at most 1000, got {fps}")
         if not 0 <= start <= 1e9 or (duration is not None and not 0 < duration <= 1e9):
             raise InputError(f"`start` must be 0 or more and `duration` above 0, got {start} and {duration}")
-        end = sound.end() if duration is None else min(sound.end(), start + duration)
-        times = [start + i / fps for i in range(round((end - start) * fps))]
-        if not times:
+        end = sound.end() if duration is None else start + duration
+        count = round((end - start) * fps)
+        if count < 1 or start >= sound.end():
             raise InputError(f"the sound ends at {sound.end():.2f} s: nothing is left from `start` = {start} on")
-        return times
+        return ((start + i / fps, None) for i in range(count)), count
 
     def encode_video(
         self, windows: list[ClipWindow], frame_cache: dict[int, list[torch.Tensor]]

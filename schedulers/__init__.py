@@ -17,7 +17,7 @@ from diffusers import (
 
 from ..errors import InputError
 
-__all__ = ["SCHEDULERS", "check_scheduler", "create_scheduler", "list_schedulers"]
+__all__ = ["SCHEDULERS", "check_num_steps", "check_scheduler", "create_scheduler", "list_schedulers"]
 
 SCHEDULERS = {
     "ddim": DDIMScheduler,
@@ -98,3 +98,15 @@ def check_scheduler(scheduler: SchedulerMixin) -> None:
             f"the scheduler's `algorithm_type` must be 'dpmsolver++' or 'sde-dpmsolver++' for a network that predicts "
             f"the clean map; got {scheduler.config.algorithm_type!r}"
         )
+
+
+def check_num_steps(scheduler: SchedulerMixin, num_inference_steps: int) -> None:
+    """Refuses a number of denoising steps that a scheduler cannot take.
+
+    Raises:
+        InputError: it cannot, for the scheduler's own reason.
+    """
+    try:
+        scheduler.set_timesteps(num_inference_steps)
+    except (ValueError, IndexError) as error:
+        raise InputError(f"{type(scheduler).__name__} cannot take {num_inference_steps} steps: {error}") from error

@@ -254,7 +254,7 @@ class TestWorkers:
 
     def test_strictness_reaches_the_main_process(self, mixed):
         clips = SaliencyClips(mixed, PROCESSOR, strict=True)
-        loader = DataLoader(clips, sampler=[0, 1], num_workers=1, multiprocessing_context="fork", timeout=100)
+        loader = DataLoader(clips, sampler=[0, 1], num_workers=1, multiprocessing_context="spawn", timeout=100)
         with pytest.raises(InputError, match=r"eyeMap_00002.jpg"):
             list(loader)
 

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from media_files import make_video
 from PIL import Image
+from scipy.io import savemat
 from scipy.ndimage import gaussian_filter
 from stand_ins import tiny_pipeline
 
@@ -30,6 +31,7 @@ from diffsal_diffusers.evaluation import (
 )
 from diffsal_diffusers.evaluation import predictors as predictors_module
 from diffsal_diffusers.evaluation.predictors import centre, spectral_residual, uniform
+from diffsal_diffusers.evaluation.protocol import PredictionError
 from diffsal_diffusers.metrics import METRICS, auc_shuffled, cc, nss, sim
 
 METRIC_NAMES = ["cc", "nss", "auc_judd", "sim"]
@@ -68,6 +70,25 @@ def predictions(tmp_path):
     return tmp_path / "maps"
 
 
+def audio_visual_tree(root: Path) -> Path:
+    """AVAD with three videos of three frames; video b is tested in two folds."""
+    lists = {"test_1": "ab", "test_2": "b", "test_3": "c", "train_1": "c", "train_2": "a", "train_3": "ab"}
+    (root / "fold_lists").mkdir(parents=True)
+    for name, videos in lists.items():
+        text = "".join(f"{video} 3 25.0\n" for video in videos)
+        (root / "fold_lists" / f"AVAD_list_{name}_fps.txt").write_text(text)
+    (root / "video_audio" / "AVAD").mkdir(parents=True)
+    for video in "abc":
+        for i in range(1, 4):
+            save_grey(root / "video_frames" / "AVAD" / video / f"img_{i:05d}.jpg", blob(i - 1))
+            save_grey(root / "annotations" / "AVAD" / video / "maps" / f"eyeMap_{i:05d}.jpg", blob(i - 1))
+            savemat(
+                root / "annotations" / "AVAD" / video / f"fixMap_{i:05d}.mat",
+                {"eyeMap": (blob(i - 1) > 0.9).astype(np.uint8)},
+            )
+    return root
+
+
 def evaluate(capsys, *args) -> tuple[int, str, str]:
     """`diffsal evaluate`: its exit code, and what it wrote to the two streams."""
     capsys.readouterr()
@@ -95,8 +116,7 @@ class TestProtocol:
 
     def test_scores_are_means_over_frames_then_videos_then_folds(self, root, predictions, tmp_path):
         entries = list(load_saliency_dataset("folder", root, split="test"))
-        evaluation = Evaluation(tmp_path / "out", {"mine": FolderPredictor(predictions)}, METRIC_NAMES, {})
-        results = evaluation.run(entries)
+        results = Evaluation(tmp_path / "out", METRIC_NAMES, {}).run(entries, {"mine": FolderPredictor(predictions)})
         by_video = {}
         for entry, result in zip(entries, results, strict=True):
             recording = open_recording(entry)
@@ -114,15 +134,27 @@ class TestProtocol:
                 tolerance = 1e-3 if name == "auc_judd" else 1e-5
                 assert result["scores"]["mine"][name] == pytest.approx(np.mean(values[name]), abs=tolerance)
         assert by_video["one"]["cc"] > 0.9 > by_video["two"]["cc"]  # the truth, and not
-        folds = {"1": results[:1], "2": results[1:]}
-        means = dataset_means(folds, METRIC_NAMES)["mine"]
+        # Folds of unequal sizes: their mean is not that of all videos.
+        means = dataset_means({"1": [results[0], results[1], results[1]], "2": results[:1]}, METRIC_NAMES)["mine"]
         for name in METRIC_NAMES:
-            assert means[name] == pytest.approx(np.mean([by_video[v][name] for v in by_video]), abs=1e-3)
+            one, two = (by_video[video][name] for video in ("one", "two"))
+            assert means[name] == pytest.approx(((one + 2 * two) / 3 + one) / 2, abs=1e-3)
+
+    def test_frames_that_nobody_looked_at_do_not_count(self, root, predictions, tmp_path):
+        shutil.copytree(root, tmp_path / "own")
+        save_grey(tmp_path / "own" / "fixations" / "two" / "0002.png", np.zeros((48, 64)))
+        entries = [
+            e for e in load_saliency_dataset("folder", tmp_path / "own", split="test") if e["video_id"] == "two"
+        ]
+        predict = {"mine": FolderPredictor(predictions)}
+        (whole,) = Evaluation(tmp_path / "whole", METRIC_NAMES, {}).run(entries, predict)
+        (odd,) = Evaluation(tmp_path / "odd", METRIC_NAMES, {}, frame_step=2).run(entries, predict)
+        assert whole["frames"] == odd["frames"] == 2 and whole["scores"] == odd["scores"] and not whole["skipped"]
 
     def test_negatives_of_shuffled_auc_are_the_other_frames_fixations(self, root, predictions, tmp_path):
         entry = next(iter(load_saliency_dataset("folder", root, split="test")))
-        evaluation = Evaluation(tmp_path / "out", {"mine": FolderPredictor(predictions)}, ["auc_shuffled"], {}, seed=7)
-        (result,) = evaluation.run([entry])
+        predict = {"mine": FolderPredictor(predictions)}
+        (result,) = Evaluation(tmp_path / "out", ["auc_shuffled"], {}, seed=7).run([entry], predict)
         recording = open_recording(entry)
         looks = torch.stack([recording.fixations(i) for i in range(5)])
         values = []
@@ -137,9 +169,9 @@ class TestProtocol:
             for _ in frames:
                 yield torch.full((4, 4), torch.nan)
 
-        evaluation = Evaluation(tmp_path, {"mine": broken}, METRIC_NAMES, {})
-        with pytest.raises(InputError, match="one: mine gives NaN or infinity for frame 0"):
-            evaluation.run(list(load_saliency_dataset("folder", root, split="test")))
+        entries = list(load_saliency_dataset("folder", root, split="test"))
+        with pytest.raises(PredictionError, match="one: mine gives NaN or infinity for frame 0"):
+            Evaluation(tmp_path, METRIC_NAMES, {}).run(entries, {"mine": broken})
 
 
 class TestPredictors:
@@ -192,14 +224,19 @@ class TestPredictors:
         y, x = divmod(int(saliency.argmax()), saliency.shape[1])
         assert abs(x / saliency.shape[1] - 86 / 128) < 0.08 and abs(y / saliency.shape[0] - 46 / 96) < 0.08
 
-    def test_the_mean_map_is_the_mean_of_the_fold_that_the_video_is_tested_in(self, monkeypatch):
-        scenes = {seed: SyntheticScene(seed, num_frames=4, size=(96, 160)) for seed in range(4)}
-        monkeypatch.setattr(predictors_module, "open_recording", lambda entry: scenes[entry["seed"]])
-        training = {1: [{"seed": 0}, {"seed": 1}], 2: [{"seed": 2}]}
-        predict = MeanMap(training, {scenes[3].video_id: 2})
-        densities = [scenes[2].density(i) for i in range(4)]
+    def test_the_mean_map_is_the_mean_of_training_maps(self, monkeypatch):
+        scenes = {seed: SyntheticScene(seed, num_frames=4, size=(96, 160)) for seed in range(3)}
+
+        def open_some(entry):
+            if entry["seed"] == 7:
+                raise InputError("a broken video")
+            return scenes[entry["seed"]]
+
+        monkeypatch.setattr(predictors_module, "open_recording", open_some)
+        predict = MeanMap([{"seed": 0}, {"seed": 7}, {"seed": 1}])
+        densities = [scenes[seed].density(i) for seed in (0, 1) for i in range(4)]
         expected = sum(F.adaptive_avg_pool2d((d / d.sum())[None], (96, 160))[0] for d in densities)
-        torch.testing.assert_close(next(predict(scenes[3], range(1))), expected)
+        torch.testing.assert_close(next(predict(scenes[2], range(1))), expected)
 
 
 class TestRunning:
@@ -212,7 +249,7 @@ class TestRunning:
         assert table in out + "\n" and "| maps |" in table and "| uniform | 0.000 | 0.000 | 0.500 |" in table
         assert "no row for the mean training map" in err
         scores = json.loads((tmp_path / "out" / "scores.json").read_text())
-        assert scores["videos"] == {"None": 2} or scores["videos"] == {"all": 2}
+        assert scores["videos"] == {"all": 2} and scores["settings"]["limit"] is None
         with open(tmp_path / "out" / "per_video.csv", newline="") as file:
             rows = list(csv.DictReader(file))
         assert {row["video"] for row in rows} == {"one", "two"}
@@ -241,15 +278,37 @@ class TestRunning:
             yield from FolderPredictor(predictions)(recording, frames)
 
         with pytest.raises(KeyboardInterrupt):
-            Evaluation(tmp_path / "out", {"mine": predict}, METRIC_NAMES, {"a": 1}).run(entries)
-        results = Evaluation(tmp_path / "out", {"mine": predict}, METRIC_NAMES, {"a": 1}).run(entries)
+            Evaluation(tmp_path / "out", METRIC_NAMES, {"a": 1}).run(entries, {"mine": predict})
+        results = Evaluation(tmp_path / "out", METRIC_NAMES, {"a": 1}).run(entries, {"mine": predict})
         assert asked == ["one", "two", "two"]
-        whole = Evaluation(tmp_path / "other", {"mine": predict}, METRIC_NAMES, {}).run(entries)
-        assert results == whole
+        assert results == Evaluation(tmp_path / "other", METRIC_NAMES, {}).run(entries, {"mine": predict})
         with pytest.raises(
             InputError, match="holds an evaluation with a = 1, and this one has 2; give another --output"
         ):
-            Evaluation(tmp_path / "out", {"mine": predict}, METRIC_NAMES, {"a": 2})
+            Evaluation(tmp_path / "out", METRIC_NAMES, {"a": 2})
+
+    def test_new_maps_or_a_new_model_are_no_old_results(self, root, predictions, tmp_path, capsys):
+        args = ["--dataset", "folder", "--root", root, "--baselines", "", "--output", tmp_path / "out"]
+        assert evaluate(capsys, *args, "--predictions", predictions)[0] == 0
+        save_grey(predictions / "one" / "0002.png", blob(3))
+        code, _, err = evaluate(capsys, *args, "--predictions", predictions)
+        assert code == 1 and "holds an evaluation with state =" in err
+
+    def test_folds_and_limits(self, tmp_path, capsys, monkeypatch):
+        """A video of two folds counts in both, with each fold's own mean map."""
+        tree = audio_visual_tree(tmp_path / "data")
+        args = ["--dataset", "AVAD", "--root", tree, "--predictions", tmp_path / "maps"]
+        for video in ("a", "b", "c"):
+            for i in range(3):
+                save_grey(tmp_path / "maps" / video / f"{i + 1:05d}.png", blob(i))
+        code, out, _ = evaluate(capsys, *args, "--output", tmp_path / "all")
+        assert code == 0 and "DiffSal (published)" in out and "mean training map" in out
+        with open(tmp_path / "all" / "per_video.csv", newline="") as file:
+            rows = [(row["fold"], row["video"]) for row in csv.DictReader(file) if row["predictor"] == "mean"]
+        assert rows == [("1", "a"), ("1", "b"), ("2", "b"), ("3", "c")]
+        code, out, err = evaluate(capsys, *args, "--fold", "1", "--limit", 1, "--output", tmp_path / "one")
+        assert code == 0 and "published" not in out and "not the whole test split" in err
+        assert json.loads((tmp_path / "one" / "scores.json").read_text())["settings"]["folds"] == ["1"]
 
     def test_two_processes_are_one(self, root, predictions, tmp_path, capsys):
         args = ["evaluate", "--dataset", "folder", "--root", root, "--predictions", predictions, "--device", "cpu"]
@@ -270,10 +329,25 @@ class TestRunning:
         assert code == 0 and "skipped: 1" in err and "0002.png" in err
         code, _, err = evaluate(capsys, *args, "--strict", "--output", tmp_path / "strict")
         assert code == 1 and "0002.png" in err and "Traceback" not in err
+        save_grey(tmp_path / "broken" / "maps" / "one" / "0002.png", blob(1))
+        code, _, err = evaluate(capsys, *args, "--output", tmp_path / "out")  # tried again when it is repaired
+        assert code == 0 and "skipped" not in err
+
+    @pytest.mark.parametrize("broken", ["videos/one.mp4", "maps/one/0001.png", "fixations/one/0001.png"])
+    def test_one_broken_file_costs_no_more_than_it_must(self, broken, root, predictions, tmp_path, capsys):
+        shutil.copytree(root, tmp_path / "broken")
+        (tmp_path / "broken" / broken).write_bytes(b"broken")
+        args = ["--dataset", "folder", "--root", tmp_path / "broken", "--predictions", predictions, "--allow-missing"]
+        args += ["--metrics", "cc,auc_shuffled", "--output", tmp_path / "out"]
+        code, _, err = evaluate(capsys, *args)
+        with open(tmp_path / "out" / "per_video.csv", newline="") as file:
+            frames = {row["video"]: int(row["frames"]) for row in csv.DictReader(file)}
+        assert code == 0 and "skipped: 1" in err
+        assert frames == ({"two": 3} if broken.startswith("videos") else {"one": 4, "two": 3})
 
 
 class TestWrongInput:
-    @pytest.mark.parametrize("kind", ["video", "frame", "extra"])
+    @pytest.mark.parametrize("kind", ["video", "frame", "extra", "first", "more"])
     def test_predictions_and_ground_truth_that_do_not_match(self, kind, root, predictions, tmp_path, capsys):
         if kind == "video":
             shutil.rmtree(predictions / "two")
@@ -281,20 +355,32 @@ class TestWrongInput:
         elif kind == "frame":
             (predictions / "one" / "0003.png").unlink()
             expected = "one: 1 of 5 frames have no prediction, first 2"
+        elif kind == "first":
+            for i in range(1, 6):  # from 0 on, and the first is missing: they could be counted from 1
+                (predictions / "one" / f"{i:04d}.png").rename(predictions / "one" / f"{i - 1:04d}.png")
+            (predictions / "one" / "0000.png").unlink()
+            expected = "images are numbered 1 to 4, but the video has 5 frames"
+        elif kind == "more":
+            save_grey(predictions / "one" / "0006.png", blob(5))
+            expected = "images are numbered 1 to 6, but the video has 5 frames"
         else:
             shutil.copytree(predictions / "two", predictions / "three")
             expected = "three: a prediction, but no ground truth"
         args = ["--dataset", "folder", "--root", root, "--predictions", predictions, "--output", tmp_path / "out"]
         code, _, err = evaluate(capsys, *args)
         assert code == 1 and expected in err and "1 mismatches" in err
-        code, out, _ = evaluate(capsys, *args, "--allow-missing")
-        assert code == 0 and "| maps |" in out
+        if kind in ("video", "frame", "extra"):
+            code, out, _ = evaluate(capsys, *args, "--allow-missing")
+            assert code == 0 and "| maps |" in out
 
     def test_maps_of_different_sizes(self, root, predictions, tmp_path, capsys):
         save_grey(predictions / "one" / "0002.png", blob(1, (24, 32)))
         args = ["--dataset", "folder", "--root", root, "--predictions", predictions, "--output", tmp_path / "out"]
-        _, _, err = evaluate(capsys, *args)
-        assert "24x32 pixels, but earlier maps of the video have 48x64" in err
+        code, _, err = evaluate(capsys, *args)
+        assert code == 1 and "24x32 pixels, but earlier maps of the video have 48x64" in err
+        (predictions / "one" / "0002.png").write_bytes(b"no image")
+        code, _, err = evaluate(capsys, *args, "--allow-missing", "--output", tmp_path / "other")
+        assert code == 1 and "0002.png" in err and "Traceback" not in err
 
     def test_grey_videos_are_predictions_too(self, root, tmp_path, capsys):
         def grey(index, width, height):
@@ -321,6 +407,10 @@ class TestWrongInput:
             (["--dataset", "synthetic", "--baselines", "magic"], "there is no baseline 'magic'"),
             (["--dataset", "synthetic", "--predictions", "nowhere"], "no such folder of predictions"),
             (["--dataset", "synthetic", "--model", "nowhere"], "nowhere"),
+            (["--dataset", "synthetic", "--metrics", ","], "at least one is needed"),
+            (["--dataset", "synthetic", "--steps", "5000"], "DDIMScheduler cannot take 5000 steps"),
+            (["--dataset", "synthetic", "--predictions", ".", "--modality", "a"], "--modality is for a model"),
+            (["--dataset", "synthetic", "--allow-missing"], "--allow-missing is for --predictions"),
         ],
     )
     def test_one_sentence(self, args, message, tmp_path, capsys, monkeypatch):

@@ -61,7 +61,7 @@ def add_model_argument(parser: argparse.ArgumentParser) -> None:
     """Adds --model."""
     parser.add_argument(
         "--model", default=DEFAULT_MODEL, metavar="NAME_OR_FOLDER",
-        help=f"a model's folder, or one of {', '.join(UNTRAINED_MODELS)}; default: %(default)s",
+        help=f"a model's folder, or one of {', '.join(UNTRAINED_MODELS)}; default: {DEFAULT_MODEL}",
     )  # fmt: skip
 
 

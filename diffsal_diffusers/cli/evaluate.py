@@ -2,18 +2,27 @@
 
 import argparse
 import sys
+from collections.abc import Callable, Iterable, Mapping
 from datetime import timedelta
 from pathlib import Path
 
 from accelerate import PartialState
 
 from .. import __version__
-from ..data import SALIENCY_DATASETS, find_saliency_dataset, load_saliency_dataset, open_recording
+from ..data import (
+    SALIENCY_DATASETS,
+    SaliencyDataset,
+    find_saliency_dataset,
+    load_saliency_dataset,
+    open_recording,
+)
 from ..errors import InputError
 from ..evaluation import Evaluation, FolderPredictor, MeanMap, PipelinePredictor, write_report
-from ..evaluation.predictors import BASELINES, MODALITIES, centre, spectral_residual, uniform
-from ..evaluation.runner import skipped_lines
+from ..evaluation.predictors import BASELINES, MODALITIES, Predictor, centre, spectral_residual, uniform
+from ..evaluation.report import PUBLISHED
+from ..evaluation.runner import fingerprint, skipped_lines
 from ..metrics import METRICS
+from ..presets import DEFAULT_MODEL
 from .common import add_inference_arguments, add_model_argument, positive_int, prepare_model
 
 DEFAULT_METRICS = ["cc", "nss", "auc_judd", "sim"]
@@ -36,12 +45,14 @@ examples:
 """
 
 
-def _names(what: str, known):
+def _names(what: str, known: Iterable[str], may_be_none: bool = False) -> Callable[[str], list[str]]:
     def parse(text: str) -> list[str]:
         names = [name for name in text.split(",") if name]
         for name in names:
             if name not in known:
                 raise argparse.ArgumentTypeError(f"there is no {what} {name!r}; there are {', '.join(known)}")
+        if not names and not may_be_none:
+            raise argparse.ArgumentTypeError(f"at least one is needed, out of {', '.join(known)}")
         return list(dict.fromkeys(names))
 
     return parse
@@ -71,6 +82,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         "--fold", type=folds, metavar="LIST", help="folds, with commas between; default: all that the data set has"
     )
     add_model_argument(parser)
+    parser.set_defaults(model=None)
     parser.add_argument("--predictions", type=Path, metavar="DIR", help="instead of a model: VIDEO/*.png or VIDEO.mp4")
     parser.add_argument(
         "--modality", choices=MODALITIES, default="av", help="what the model gets: av, v or a; default: %(default)s"
@@ -80,7 +92,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         help=f"out of {','.join(METRICS)}; default: {','.join(DEFAULT_METRICS)}",
     )  # fmt: skip
     parser.add_argument(
-        "--baselines", type=_names("baseline", BASELINES), default=list(BASELINES), metavar="LIST",
+        "--baselines", type=_names("baseline", BASELINES, may_be_none=True), default=list(BASELINES), metavar="LIST",
         help=f"out of {','.join(BASELINES)}, or '' for none; default: all",
     )  # fmt: skip
     parser.add_argument("--frame-step", type=positive_int, default=1, metavar="N", help="score every N-th frame only")
@@ -97,95 +109,136 @@ def run_evaluate(args: argparse.Namespace) -> int:
     """`diffsal evaluate`."""
     # Processes wait for the slowest of them, which may have hours more to do.
     state = PartialState(cpu=args.device == "cpu", timeout=timedelta(days=7))
+    check_options(args)
     dataset = find_saliency_dataset(args.dataset)
     if args.root is None and dataset.needs_root:
         raise InputError(f"--dataset {dataset.name} needs --root, the folder that it lies in")
     split = args.split or ("test" if "test" in dataset.splits else dataset.splits[-1])
-    by_fold = {
-        fold: list(load_saliency_dataset(dataset.name, args.root, split=split, fold=fold))
-        for fold in (args.fold or dataset.folds)
+    chosen = {
+        fold: list(load_saliency_dataset(dataset.name, args.root, split=split, fold=fold))[: args.limit]
+        for fold in args.fold or dataset.folds
     }
-    whole = {entry["video_id"] for entries in by_fold.values() for entry in entries}
-    by_fold = {fold: entries[: args.limit] for fold, entries in by_fold.items()}
-    entries = [entry for entries in by_fold.values() for entry in entries]
 
-    settings = {
-        "dataset": dataset.name, "root": None if args.root is None else str(args.root.resolve()), "split": split,
-        "metrics": args.metrics, "baselines": args.baselines, "frame_step": args.frame_step, "seed": args.seed,
-    }  # fmt: skip
-    predictors, titles = {}, {}
+    # 1. What is scored.
     if args.predictions is not None:
-        name = args.predictions.name or "predictions"
-        predictors["predictions"] = FolderPredictor(args.predictions)
-        titles["predictions"] = name
-        settings |= {"predictions": str(args.predictions.resolve()), "allow_missing": args.allow_missing}
-        report_missing(predictors["predictions"], entries, whole, args)
+        name, title = "predictions", args.predictions.resolve().name
+        predictor = FolderPredictor(args.predictions)
+        report_problems(predictor, dataset, split, chosen, args)
+        settings = {"predictions": str(args.predictions.resolve()), "state": fingerprint(args.predictions)}
     else:
+        args.model = args.model or DEFAULT_MODEL
         pipe = prepare_model(args)
         pipe.set_progress_bar_config(disable=True)
-        name = Path(args.model).name
-        predictors["model"] = PipelinePredictor(
-            pipe,
-            args.modality,
-            args.seed,
-            num_inference_steps=args.steps,
-            batch_size=args.batch_size,
-            ensemble_size=args.ensemble,
-        )
-        titles["model"] = f"{name} ({args.modality})"
-        settings |= {
-            "model": str(Path(args.model).resolve()) if Path(args.model).is_dir() else args.model,
+        name, title = "model", f"{Path(args.model).name} ({args.modality})"
+        predictor = PipelinePredictor(
+            pipe, args.modality, args.seed,
+            num_inference_steps=args.steps, batch_size=args.batch_size, ensemble_size=args.ensemble,
+        )  # fmt: skip
+        folder = Path(args.model)
+        settings = {
+            "model": str(folder.resolve()) if folder.is_dir() else args.model,
+            "state": fingerprint(folder) if folder.is_dir() else __version__,
             "modality": args.modality,
             "steps": args.steps or pipe.config.default_num_inference_steps,
             "scheduler": type(pipe.scheduler).__name__,
             "ensemble": args.ensemble,
             "dtype": args.dtype,
         }
+    predictors: dict[str, Predictor] = {name: predictor}
+    titles = {name: title}
     baselines = {"centre": centre, "uniform": uniform, "spectral_residual": spectral_residual}
-    if "mean" in args.baselines:
-        try:
-            training = {
-                fold: load_saliency_dataset(dataset.name, args.root, split="train", fold=fold) for fold in by_fold
-            }
-        except InputError as error:
-            print(f"note: no row for the mean training map: {error}", file=sys.stderr)
-        else:
-            baselines["mean"] = MeanMap(training, {e["video_id"]: fold for fold in by_fold for e in by_fold[fold]})
+    means = load_training_sets(dataset.name, args.root, chosen) if "mean" in args.baselines else {}
     for baseline in args.baselines:
         if baseline in baselines:
             predictors[baseline], titles[baseline] = baselines[baseline], BASELINES[baseline]
+        elif means:
+            predictors[baseline], titles[baseline] = next(iter(means.values())), BASELINES[baseline]
 
-    folder = args.output or Path("evaluation", f"{dataset.name}_{name}")
+    # 2. Score it.
+    settings |= {
+        "dataset": dataset.name, "root": None if args.root is None else str(args.root.resolve()), "split": split,
+        "metrics": args.metrics, "predictors": list(predictors), "frame_step": args.frame_step, "seed": args.seed,
+        "version": __version__,
+    }  # fmt: skip
+    folder = args.output or Path("evaluation", f"{dataset.name}_{Path(title).name.replace(' ', '_')}")
     evaluation = Evaluation(
-        folder, predictors, args.metrics, settings, frame_step=args.frame_step, seed=args.seed, strict=args.strict
+        folder, args.metrics, settings, frame_step=args.frame_step, seed=args.seed, strict=args.strict
     )
-    done = {result["video_id"]: result for result in evaluation.run(entries)}
-    results = {str(fold): [done[e["video_id"]] for e in entries] for fold, entries in by_fold.items()}
+    results = {}
+    for fold, entries in chosen.items():
+        of_fold = predictors | ({"mean": means[fold]} if means else {})
+        fold_name = "all" if fold is None else str(fold)
+        results[fold_name] = evaluation.run(entries, of_fold, fold_name)
+
+    # 3. Tell.
     if not state.is_main_process:
         return 0
-    if not any(result["scores"] for result in done.values()):
-        print_lines(skipped_lines(done.values()))
-        raise InputError(f"nothing could be scored of the {len(done)} videos")
-    print(write_report(folder, dataset.name, results, titles, args.metrics, settings | {"version": __version__}))
-    skipped = skipped_lines(done.values())
+    skipped = skipped_lines(result for of_fold in results.values() for result in of_fold)
+    scored = sum(result["frames"] > 0 for of_fold in results.values() for result in of_fold)
+    if not scored:
+        print_lines(skipped)
+        raise InputError(f"nothing could be scored of {sum(map(len, results.values()))} videos")
+    whole = split == "test" and args.limit is None and set(chosen) == set(dataset.folds)
+    settings |= {"limit": args.limit, "folds": list(results)}
+    print(write_report(folder, dataset.name if whole else None, results, titles, args.metrics, settings))
+    if not whole and dataset.name in PUBLISHED:
+        print("note: not the whole test split, so the published scores are not shown beside it", file=sys.stderr)
     if skipped:
         print(f"skipped: {len(skipped)}", file=sys.stderr)
         print_lines(skipped)
-    print(f"{len(done)} videos; {folder / 'table.md'}, scores.json, per_video.csv, examples.png", file=sys.stderr)
+    print(f"{scored} videos; {folder / 'table.md'}, scores.json, per_video.csv, examples.png", file=sys.stderr)
     return 0
 
 
-def report_missing(predictor: FolderPredictor, entries: list[dict], whole: set[str], args: argparse.Namespace) -> None:
+def check_options(args: argparse.Namespace) -> None:
+    """Refuses options that contradict each other.
+
+    Raises:
+        InputError: names the two.
+    """
+    if args.predictions is not None:
+        of_model = {"model": None, "modality": "av", "steps": None, "scheduler": None, "ensemble": 1}
+        for name, default in of_model.items():
+            if getattr(args, name) != default:
+                raise InputError(f"--{name} is for a model; leave it out with --predictions")
+    elif args.allow_missing:
+        raise InputError("--allow-missing is for --predictions")
+    if args.strict and args.allow_missing:
+        raise InputError("--strict ends at what --allow-missing allows; leave one of them out")
+
+
+def load_training_sets(name: str, root: Path | None, folds: Iterable[int | None]) -> dict[int | None, MeanMap]:
+    """The mean training map of each fold; none, with a note, where there is no training set."""
+    try:
+        return {fold: MeanMap(load_saliency_dataset(name, root, split="train", fold=fold)) for fold in folds}
+    except InputError as error:
+        print(f"note: no row for the mean training map: {error}", file=sys.stderr)
+        return {}
+
+
+def report_problems(
+    predictor: FolderPredictor,
+    dataset: SaliencyDataset,
+    split: str,
+    folds: Mapping[int | None, list[dict]],
+    args: argparse.Namespace,
+) -> None:
     """Lists videos and frames without a prediction, and predictions without a video.
 
     Raises:
         InputError: there are some, and --allow-missing is not set.
     """
-    problems = []
-    for entry in entries:
-        recording = open_recording(entry)
-        problems += predictor.missing(recording, range(0, recording.num_frames, args.frame_step))
-    problems += [f"{name}: a prediction, but no ground truth" for name in sorted(predictor.sources.keys() - whole)]
+    problems, known = [], set()
+    for entry in {entry["video_id"]: entry for entries in folds.values() for entry in entries}.values():
+        try:
+            recording = open_recording(entry)
+        except InputError as error:
+            problems.append(str(error))
+        else:
+            problems += predictor.problems(recording, range(0, recording.num_frames, args.frame_step))
+    for fold in dataset.folds:
+        known |= set(load_saliency_dataset(dataset.name, args.root, split=split, fold=fold)["video_id"])
+    problems += [f"{name}: a prediction, but no ground truth" for name in sorted(predictor.sources.keys() - known)]
     if not problems:
         return
     if PartialState().is_main_process:

@@ -187,8 +187,9 @@ def read_fixations(path: Path) -> torch.Tensor:
     if path.suffix.lower() == ".mat":
         return torch.from_numpy(_read_eye_map(path) > 0)
     values = read_map(path)
-    # Some write 1 for what others write 255 for; half the largest value also is above what JPEG smears.
-    return (values > 0) & (values > values.max() / 2)
+    if path.suffix.lower() in (".jpg", ".jpeg"):
+        return (values > 0) & (values > values.max() / 2)  # above what JPEG smears
+    return values > 0  # some write 1, or how many looked, for what others write 255 for
 
 
 def _read_eye_map(path: Path) -> np.ndarray:

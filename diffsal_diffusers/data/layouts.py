@@ -91,6 +91,8 @@ def _register_audio_visual(dataset: str, folder: str) -> None:
         rows, silent = [], []
         for where, line in _read_lines(file):
             video, num_frames, fps = _parse_line(where, line)
+            if any(row["video_id"] == video for row in rows):
+                raise InputError(f"{where}: {video} is listed twice")
             audio = root / "video_audio" / folder / video / f"{video}.wav"
             if not audio.exists():
                 silent.append(audio)
@@ -187,6 +189,11 @@ def list_dhf1k(root: Path, split: str, fold: None) -> Rows:
         if number in frames:
             folder = frames[number]
             row |= _numbered_frames(folder, found.last, "DHF1K")
+            if row["first_number"] != found.first:
+                raise InputError(
+                    f"{folder} begins with number {row['first_number']}, and {truth} with {found.first}: they must "
+                    "count alike"
+                )
             row["video_id"] = folder.parent.name if folder.name == "images" else folder.name
         else:
             row |= {"video_id": videos[number].stem, "video": str(videos[number])}
@@ -327,6 +334,9 @@ def list_folder(root: Path, split: str, fold: None) -> Rows:
                 raise _missing(maps / "0001.png", "folder")
             row |= {"maps": str(maps), "num_frames": len(images)}
             if fixations.is_dir():
+                marked = [media_name(name) for name in file_names(fixations)]
+                if marked != [media_name(image) for image in images]:
+                    raise InputError(f"{fixations} must have an image of the same name for each of {maps}")
                 row["fixations"] = str(fixations)
         elif points is None:
             raise _missing(maps, "folder", ", and so is fixations.csv")
@@ -346,9 +356,11 @@ def _folder_split(root: Path, split: str, videos: dict[str, Path]) -> list[str]:
         return sorted(videos, key=natural_key)
     if split not in lists:
         raise InputError(f"{root / split}.txt is missing, so there is no split {split!r}; there is {', '.join(lists)}")
-    names = []
+    names: list[str] = []
     for where, line in _read_lines(root / f"{split}.txt"):
         name = _checked_name(media_name(line), where)
+        if name in names:
+            raise InputError(f"{where}: {name} is listed twice")
         if name not in videos:
             raise InputError(f"{where}: {root / 'videos' / name}.mp4 is missing, or with another suffix of a video")
         names.append(name)

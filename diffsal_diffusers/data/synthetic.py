@@ -80,7 +80,8 @@ class SyntheticScene(Recording):
         silent: bool = False,
         shuffled_audio: bool = False,
     ):
-        super().__init__("synthetic", f"scene_{seed:07d}", num_frames, fps)
+        variant = "-silent" if silent else "-shuffled" if shuffled_audio else ""
+        super().__init__(f"synthetic{variant}", f"scene_{seed:07d}", num_frames, fps)
         self.seed = seed
         self.size = size
         self.silent = silent

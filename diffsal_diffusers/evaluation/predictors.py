@@ -1,25 +1,25 @@
 """What is scored: a pipeline, maps that lie in a folder, and the baselines that a model must beat."""
 
 import math
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, UnidentifiedImageError
 
 from ..data import Recording, gaussian_blur, open_recording
+from ..data.files import VIDEO_SUFFIXES, file_names, numbered_images, read_map
+from ..data.recordings import frame_times
 from ..errors import InputError
 from ..media.video import open_video
 from ..pipelines import DiffSalPipeline
-from .protocol import centre_prior
+from ..schedulers import check_num_steps
+from .protocol import PredictionError, centre_prior
 
 MODALITIES = ("av", "v", "a")
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
-VIDEO_SUFFIXES = (".mp4", ".mkv", ".avi", ".mov")
 MEAN_MAP_SIZE = (96, 160)
 MEAN_MAP_FRAMES = 4  # of each training video
 RESIDUAL_WIDTH = 64  # pixels, spectral residual's own
@@ -40,11 +40,15 @@ class PipelinePredictor:
         modality: `"av"`, `"v"` (the sound is ignored) or `"a"` (the picture is).
         seed: of the noise, the same for every video.
         settings: further arguments of the pipeline's call.
+
+    Raises:
+        InputError: there is no such modality, or the scheduler cannot take so many steps.
     """
 
     def __init__(self, pipe: DiffSalPipeline, modality: str = "av", seed: int = 0, **settings):
         if modality not in MODALITIES:
             raise InputError(f"`modality` must be one of {', '.join(MODALITIES)}, got {modality!r}")
+        check_num_steps(pipe.scheduler, settings.get("num_inference_steps") or pipe.config.default_num_inference_steps)
         self.pipe, self.modality, self.seed, self.settings = pipe, modality, seed, settings
 
     def __call__(self, recording: Recording, frames: range) -> Iterator[torch.Tensor]:
@@ -57,7 +61,9 @@ class PipelinePredictor:
             if media["audio"] is None:
                 media["audio"] = media["video"]
             height, width = self.pipe.processor.config.frame_size
-            media |= {"video": None, "fps": recording.fps, "height": height, "width": width}
+            # Sound may end before the picture: silence is predicted from, too, so that all frames are scored.
+            duration = recording.num_frames / recording.fps
+            media |= {"video": None, "fps": recording.fps, "duration": duration, "height": height, "width": width}
         maps = self.pipe.stream(
             **media,
             frame_stride=frames.step,
@@ -78,42 +84,64 @@ class FolderPredictor:
         folder: the folder.
 
     Raises:
-        InputError: there is no such folder, or nothing in it.
+        InputError: there is no such folder, nothing in it, or a video has two sources.
     """
 
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
         if not self.folder.is_dir():
             raise InputError(f"{folder}: no such folder of predictions")
-        self.sources = {
-            path.name if path.is_dir() else path.stem: path
-            for path in sorted(self.folder.iterdir())
-            if path.is_dir() or path.suffix.lower() in VIDEO_SUFFIXES
-        }
+        self.sources: dict[str, Path] = {}
+        for name in file_names(self.folder):
+            path = self.folder / name
+            if not path.is_dir() and path.suffix.lower() not in VIDEO_SUFFIXES:
+                continue
+            video_id = name if path.is_dir() else path.stem
+            if video_id in self.sources:
+                raise InputError(f"{self.sources[video_id]} and {name} are predictions of one video; one must go")
+            self.sources[video_id] = path
         if not self.sources:
             raise InputError(f"{folder}: no predictions; folders VIDEO/*.png or files VIDEO.mp4 are expected in it")
 
-    def maps_of(self, video_id: str) -> dict[int, Path]:
-        """The images of a video by the number of the frame."""
-        files = {}
-        for path in self.sources[video_id].iterdir():
-            number = re.search(r"(\d+)$", path.stem)
-            if path.suffix.lower() in IMAGE_SUFFIXES and number:
-                files[int(number[1])] = path
-        first = 0 if 0 in files else 1
-        return {number - first: path for number, path in files.items()}
-
-    def missing(self, recording: Recording, frames: range) -> list[str]:
-        """What the folder lacks of a video, in words."""
-        source = self.sources.get(recording.video_id)
+    def problems(self, recording: Recording, frames: range) -> list[str]:
+        """What is wrong with the predictions of a video, in words: missing ones, ones too many, unclear numbers."""
+        video_id, source = recording.video_id, self.sources.get(recording.video_id)
         if source is None:
-            return [f"{recording.video_id}: no prediction"]
+            return [f"{video_id}: no prediction"]
         if not source.is_dir():
-            return []
-        absent = [index for index in frames if index not in self.maps_of(recording.video_id)]
+            found = len(frame_times(source))
+            if found == recording.num_frames:
+                return []
+            return [f"{video_id}: {found} frames in {source}, but {recording.num_frames} in the ground truth"]
+        try:
+            maps = self._maps(recording)
+        except InputError as error:
+            return [str(error)]
+        absent = [index for index in frames if index not in maps]
         if not absent:
             return []
-        return [f"{recording.video_id}: {len(absent)} of {len(frames)} frames have no prediction, first {absent[0]}"]
+        return [f"{video_id}: {len(absent)} of {len(frames)} frames have no prediction, first {absent[0]}"]
+
+    def _maps(self, recording: Recording) -> dict[int, Path]:
+        """The images of a video by the number of their frame.
+
+        Raises:
+            PredictionError: they do not tell which frame each belongs to.
+        """
+        source, length = self.sources[recording.video_id], recording.num_frames
+        found = numbered_images(source)
+        if found is None:
+            raise PredictionError(f"{source}: no numbered images")
+        files = {number: source / (found.name % number) for number in range(found.first, found.last + 1)}
+        files = {number: file for number, file in files.items() if file.is_file()}
+        if found.first == 0 and found.last < length:
+            return files
+        if found.first > 0 and found.last == length:
+            return {number - 1: file for number, file in files.items()}
+        raise PredictionError(
+            f"{source}: images are numbered {found.first} to {found.last}, but the video has {length} frames; they "
+            f"must begin with 0, or be counted from 1 and end with {length}"
+        )
 
     def __call__(self, recording: Recording, frames: range) -> Iterator[torch.Tensor | None]:
         source = self.sources.get(recording.video_id)
@@ -125,14 +153,17 @@ class FolderPredictor:
                     if index in frames:
                         yield torch.from_numpy(frame.pixels[..., 0].astype(np.float32) / 255)
             return
-        maps, size = self.maps_of(recording.video_id), None
+        maps, size = self._maps(recording), None
         for index in frames:
             if index not in maps:
                 yield None
                 continue
-            saliency = read_map(maps[index])
+            try:
+                saliency = read_map(maps[index])
+            except InputError as error:
+                raise PredictionError(str(error)) from error
             if size is not None and saliency.shape != size:
-                raise InputError(
+                raise PredictionError(
                     f"{maps[index]}: {saliency.shape[0]}x{saliency.shape[1]} pixels, but earlier maps of the video "
                     f"have {size[0]}x{size[1]}; all maps of a video must be of one size"
                 )
@@ -140,23 +171,9 @@ class FolderPredictor:
             yield saliency
 
 
-def read_map(path: Path) -> torch.Tensor:
-    """A grey image of 8 or 16 bits as `(h, w)` in [0, 1].
-
-    Raises:
-        InputError: it is damaged, or no image.
-    """
-    try:
-        with Image.open(path) as image:
-            pixels = np.asarray(image if image.mode.startswith("I") else image.convert("L"))
-    except (OSError, UnidentifiedImageError, ValueError, SyntaxError) as error:
-        raise InputError(f"{path}: cannot be read as a grey image of 8 or 16 bits") from error
-    return torch.from_numpy(pixels.astype(np.float32) / (255 if pixels.dtype == np.uint8 else 65535))
-
-
 def centre(recording: Recording, frames: range) -> Iterator[torch.Tensor]:
     """The centre prior: people look at the middle."""
-    prior = centre_prior(recording.density(frames[0]).shape)
+    prior = centre_prior(MEAN_MAP_SIZE)
     for _ in frames:
         yield prior
 
@@ -181,35 +198,33 @@ def spectral_residual(recording: Recording, frames: range) -> Iterator[torch.Ten
 
 
 class MeanMap:
-    """The mean of the training set's maps: of the fold that the video is tested in, so that no video tells of itself.
+    """The mean of a training set's maps.
 
     Args:
-        training: the training videos' entries, by fold.
-        folds: the fold of each video that is scored.
+        entries: the training videos.
     """
 
-    def __init__(self, training: Mapping[int | None, Sequence[dict]], folds: Mapping[str, int | None]):
-        self.training = training
-        self.folds = folds
-        self._maps: dict[int | None, torch.Tensor] = {}
+    def __init__(self, entries: Iterable[dict]):
+        self.entries = entries
 
     def __call__(self, recording: Recording, frames: range) -> Iterator[torch.Tensor]:
-        fold = self.folds[recording.video_id]
-        if fold not in self._maps:
-            self._maps[fold] = self._average(self.training[fold])
         for _ in frames:
-            yield self._maps[fold]
+            yield self.average
 
-    @staticmethod
-    def _average(entries: Sequence[dict]) -> torch.Tensor:
+    @cached_property
+    def average(self) -> torch.Tensor:
+        """The mean map, of some frames of each video; broken ones are left out."""
         total = torch.zeros(MEAN_MAP_SIZE)
-        for entry in entries:
-            recording = open_recording(entry)
+        for entry in self.entries:
+            try:
+                recording = open_recording(entry)
+            except InputError:
+                continue
             step = max(math.ceil(recording.num_frames / MEAN_MAP_FRAMES), 1)
             for index in range(step // 2, recording.num_frames, step):
                 try:
                     density = recording.density(index)
-                except InputError:  # the data sets' readers tell of broken files; a mean does without
+                except InputError:
                     continue
                 if density.sum() > 0:
                     total += F.adaptive_avg_pool2d((density / density.sum())[None], MEAN_MAP_SIZE)[0]

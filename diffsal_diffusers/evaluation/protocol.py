@@ -2,8 +2,7 @@
 
 A prediction is scaled to its maximum, smoothed with a Gaussian of 2 pixels at its own size, resized to the size of the
 ground truth and scored. The scores of a video are the means over its frames, those of a data set the means over its
-videos, and, where a set has folds, the means over these. What is not defined, as NSS where nobody looked, is left out
-of a mean.
+videos, and, where a set has folds, the means over these. Frames that nobody looked at are left out.
 """
 
 import zlib
@@ -37,8 +36,8 @@ def prepare_prediction(prediction: torch.Tensor, size: tuple[int, int]) -> torch
     return F.interpolate(smooth, size=size, mode="bilinear", antialias=True)[0, 0].clamp(min=0)
 
 
-class BrokenPredictionError(InputError):
-    """A predictor gives no numbers: a fault of the predictor, not of the data set."""
+class PredictionError(InputError):
+    """A fault of a predictor, not of the data set: it must not be skipped over."""
 
 
 class VideoScorer:
@@ -48,44 +47,47 @@ class VideoScorer:
         recording: the video.
         predictors: their names.
         metrics: names out of [`~diffsal_diffusers.metrics.METRICS`].
-        frames: the frames that will be scored; the fixations of all the others are s-AUC's negatives too.
-        seed: of the choice of s-AUC's negatives.
-
-    Raises:
-        InputError: the fixations, which s-AUC needs beforehand, are missing or damaged.
+        seed: of the choice of s-AUC's negatives, which are the fixations of all other frames of the video.
     """
 
     def __init__(self, recording: Recording, predictors: Sequence[str], metrics: Sequence[str], seed: int = 0):
         self.recording = recording
         self.metrics = metrics
         self.values = {name: {metric: [] for metric in metrics} for name in predictors}
-        self.seed = zlib.crc32(f"{recording.dataset}/{recording.video_id}".encode()) + seed
+        self.seed = zlib.crc32(f"{recording.dataset}/{recording.video_id}".encode()) + seed % 2**62
         self.looks = None
         if any("negatives" in METRICS[metric].needs for metric in metrics):
             self.looks = count_looks(recording)
 
-    def score(self, index: int, density: torch.Tensor, predictions: Mapping[str, torch.Tensor]) -> None:
-        """Scores one frame.
+    def score(self, index: int, density: torch.Tensor, predictions: Mapping[str, torch.Tensor]) -> bool:
+        """Scores one frame, unless nobody looked at it.
 
         Args:
             index: the frame's number.
             density: its ground truth, `(height, width)`.
             predictions: a map `(h, w)` of any size from each predictor.
 
+        Returns:
+            whether the frame counts.
+
         Raises:
-            BrokenPredictionError: a map holds NaN or infinity.
+            PredictionError: a map holds NaN or infinity.
             InputError: the fixations are missing or damaged.
         """
         truth = {"density": density[None], "baseline": centre_prior(density.shape)[None]}
         fixations = self.recording.fixations(index)
         if fixations is not None:
+            if not fixations.any():
+                return False
             truth["fixations"] = fixations[None]
             if self.looks is not None:
                 truth["negatives"] = (self.looks - fixations.int() > 0)[None]  # looked at in another frame
         for name, prediction in predictions.items():
             if not prediction.isfinite().all():
-                raise BrokenPredictionError(f"{name} gives NaN or infinity for frame {index}: it cannot be scored")
-            prepared = prepare_prediction(prediction, density.shape)[None]
+                raise PredictionError(f"{name} gives NaN or infinity for frame {index}: it cannot be scored")
+            if prediction.device.type == "mps":  # it has no float64, which the metrics compute in
+                prediction = prediction.cpu()
+            prepared = prepare_prediction(prediction.float(), density.shape)[None]
             for metric in self.metrics:
                 needs = METRICS[metric].needs
                 if truth.keys() >= set(needs):
@@ -94,6 +96,7 @@ class VideoScorer:
                     inputs = (truth[need].to(prediction.device) for need in needs)
                     value = METRICS[metric].function(prepared, *inputs, **more)
                     self.values[name][metric].append(value.item())
+        return True
 
     def means(self) -> dict[str, dict[str, float]]:
         """The mean over the frames of each metric, by predictor; NaN where no frame had a value."""
@@ -101,10 +104,16 @@ class VideoScorer:
 
 
 def count_looks(recording: Recording) -> torch.Tensor | None:
-    """In how many of the video's frames each pixel was fixated, `(height, width)`; `None` without fixations."""
+    """In how many of the video's frames each pixel was fixated, `(height, width)`; `None` without fixations.
+
+    Frames whose fixations are damaged do not count.
+    """
     total = None
     for index in range(recording.num_frames):
-        fixations = recording.fixations(index)
+        try:
+            fixations = recording.fixations(index)
+        except InputError:
+            continue
         if fixations is None:
             return None
         total = fixations.int() if total is None else total + fixations

@@ -79,12 +79,15 @@ def dataset_means(folds: Mapping[str, Sequence[Mapping]], metrics: Sequence[str]
 
 
 def markdown_table(
-    dataset: str, scores: Mapping[str, Mapping[str, float]], titles: Mapping[str, str], metrics: Sequence[str]
+    dataset: str | None,
+    scores: Mapping[str, Mapping[str, float]],
+    titles: Mapping[str, str],
+    metrics: Sequence[str],
 ) -> str:
     """The table in Markdown: the published rows for this data set, where there are any, then ours.
 
     Args:
-        dataset: its name.
+        dataset: its name; `None` where ours are not to be compared with the published ones.
         scores: by predictor and metric.
         titles: what each predictor is called in the table.
         metrics: the columns.
@@ -93,7 +96,7 @@ def markdown_table(
         "| " + " | ".join(["method", *(heading(metric) for metric in metrics)]) + " |",
         "|---|" + "---:|" * len(metrics),
     ]
-    for method, values in PUBLISHED.get(dataset, {}).items():
+    for method, values in PUBLISHED.get(dataset or "", {}).items():
         published = dict(zip(PUBLISHED_METRICS, values, strict=True))
         lines.append(_row(f"{method} (published)", [published.get(metric, math.nan) for metric in metrics]))
     for name, by_metric in scores.items():
@@ -112,7 +115,7 @@ def _row(title: str, values: Sequence[float]) -> str:
 
 def write_report(
     folder: Path,
-    dataset: str,
+    dataset: str | None,
     folds: Mapping[str, Sequence[Mapping]],
     titles: Mapping[str, str],
     metrics: Sequence[str],
@@ -136,7 +139,7 @@ def write_report(
                 }
                 for fold, results in folds.items()
             },
-            "videos": {fold: sum(bool(result["scores"]) for result in results) for fold, results in folds.items()},
+            "videos": {fold: sum(result["frames"] > 0 for result in results) for fold, results in folds.items()},
             "skipped": sum(len(result["skipped"]) for results in folds.values() for result in results),
         },
     )

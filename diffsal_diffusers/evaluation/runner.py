@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 from ..data import Recording, open_recording
 from ..errors import InputError
 from .predictors import Predictor
-from .protocol import BrokenPredictionError, VideoScorer
+from .protocol import PredictionError, VideoScorer
 
 logger = logging.get_logger(__name__)
 
@@ -26,16 +26,15 @@ EXAMPLE_HEIGHT = 180  # pixels of a picture on the page of examples
 class Evaluation:
     """Scores predictors on videos and keeps what is done in a folder, one file a video.
 
-    A file is written when its video is finished, so an interrupted evaluation goes on where it stopped, and several
-    processes share the work by sharing the folder.
+    A file is written when its video is finished, so an interrupted evaluation goes on where it stopped; a video with
+    broken files is tried again. The processes of `accelerate launch` share the videos.
 
     Args:
-        folder: where results go: `videos/*.json`, and `examples/*.png` for some videos.
-        predictors: by name.
+        folder: where results go: `videos/FOLD/*.json`, and `examples/*.png` for some videos.
         metrics: names of metrics.
         settings: all that the scores depend on; a folder with results of other settings is refused.
         frame_step: every so many frames are scored, from the first one on.
-        num_examples: videos of which a frame is kept as a picture.
+        num_examples: videos of a fold of which a frame is kept as a picture.
         seed: of s-AUC's negatives.
         strict: raise for a broken file of the data set, instead of naming and skipping it.
 
@@ -46,7 +45,6 @@ class Evaluation:
     def __init__(
         self,
         folder: str | Path,
-        predictors: Mapping[str, Predictor],
         metrics: Sequence[str],
         settings: Mapping[str, object],
         frame_step: int = 1,
@@ -55,7 +53,6 @@ class Evaluation:
         strict: bool = False,
     ):
         self.folder = Path(folder)
-        self.predictors = predictors
         self.metrics = metrics
         self.frame_step = frame_step
         self.num_examples = num_examples
@@ -67,8 +64,7 @@ class Evaluation:
     def _claim_folder(self, settings: dict) -> None:
         file = self.folder / "settings.json"
         if self.state.is_main_process:
-            (self.folder / "videos").mkdir(parents=True, exist_ok=True)
-            (self.folder / "examples").mkdir(exist_ok=True)
+            (self.folder / "examples").mkdir(parents=True, exist_ok=True)
             if not file.exists():
                 write_json(file, settings)
         self.state.wait_for_everyone()
@@ -80,49 +76,48 @@ class Evaluation:
                     f"{settings.get(key)!r}; give another --output, or remove the folder"
                 )
 
-    def run(self, entries: Sequence[dict]) -> list[dict]:
-        """Scores all videos that have no result yet.
+    def run(self, entries: Sequence[dict], predictors: Mapping[str, Predictor], fold: str = "all") -> list[dict]:
+        """Scores the videos of a fold that have no complete result yet.
 
         Args:
             entries: rows of a data set, see [`~diffsal_diffusers.data.load_saliency_dataset`].
+            predictors: by name.
+            fold: name of the fold.
 
         Returns:
             the results of all videos in their order, in every process.
 
         Raises:
+            PredictionError: a prediction is damaged or not a number.
             InputError: a file is broken and `strict` is set.
         """
-        step = max(len(entries) // self.num_examples, 1)
-        with_example = {entries[i]["video_id"] for i in range(0, len(entries), step)}
-        waiting = [entry for entry in entries if not self._result_file(entry).exists()]
-        mine = waiting[self.state.process_index :: self.state.num_processes]
-        done = len(entries) - len(waiting)
-        if done:
-            logger.info(f"{done} of {len(entries)} videos are done already")
+        folder = self.folder / "videos" / fold
+        folder.mkdir(parents=True, exist_ok=True)
+        files = [folder / f"{file_name(entry['video_id'])}.json" for entry in entries]
+        step = max(-(-len(entries) // self.num_examples), 1)
+        waiting = [i for i, file in enumerate(files) if not file.exists() or read_json(file)["skipped"]]
+        self.state.wait_for_everyone()  # so that all have seen the same ones waiting
+        if len(waiting) < len(files):
+            logger.info(f"{len(files) - len(waiting)} of {len(files)} videos are done already")
         progress = tqdm(
-            mine,
-            unit="video",
-            desc="evaluating",
-            dynamic_ncols=True,
+            waiting[self.state.process_index :: self.state.num_processes], unit="video",
+            desc="evaluating" if fold == "all" else f"fold {fold}", dynamic_ncols=True,
             disable=None if self.state.is_main_process else True,
-        )
-        for entry in progress:
-            progress.set_postfix_str(entry["video_id"])
-            example = entry["video_id"] in with_example
-            write_json(self._result_file(entry), self._score_video(open_recording(entry), example))
+        )  # fmt: skip
+        for i in progress:
+            progress.set_postfix_str(entries[i]["video_id"])
+            write_json(files[i], self._score_video(entries[i], predictors, i % step == 0))
         self.state.wait_for_everyone()
-        return [read_json(self._result_file(entry)) for entry in entries]
+        return [read_json(file) for file in files]
 
-    def _result_file(self, entry: dict) -> Path:
-        return self.folder / "videos" / f"{file_name(entry['video_id'])}.json"
-
-    def _score_video(self, recording: Recording, example: bool) -> dict:
+    def _score_video(self, entry: dict, predictors: Mapping[str, Predictor], example: bool) -> dict:
         """One video's result: the number of scored frames, the mean scores by predictor, and what was skipped."""
-        frames = range(0, recording.num_frames, self.frame_step)
-        result = {"video_id": recording.video_id, "frames": 0, "scores": {}, "skipped": []}
+        result = {"video_id": entry["video_id"], "frames": 0, "scores": {}, "skipped": []}
         try:
-            scorer = VideoScorer(recording, list(self.predictors), self.metrics, self.seed)
-            streams = {name: iter(predict(recording, frames)) for name, predict in self.predictors.items()}
+            recording = open_recording(entry)
+            frames = range(0, recording.num_frames, self.frame_step)
+            scorer = VideoScorer(recording, list(predictors), self.metrics, self.seed)
+            streams = {name: iter(predict(recording, frames)) for name, predict in predictors.items()}
             for index in frames:
                 predictions = {name: next(stream, None) for name, stream in streams.items()}
                 absent = [name for name, prediction in predictions.items() if prediction is None]
@@ -131,19 +126,18 @@ class Evaluation:
                     continue
                 try:
                     density = recording.density(index)
-                    scorer.score(index, density, predictions)
-                except BrokenPredictionError:
+                    result["frames"] += scorer.score(index, density, predictions)
+                except PredictionError:
                     raise
                 except InputError as error:
                     self._skip(result, str(error))
                     continue
-                result["frames"] += 1
                 if example and index >= frames[len(frames) // 2]:
-                    self._keep_example(recording, index, density, predictions)
-                    example = False
-            result["scores"] = scorer.means()
-        except BrokenPredictionError as error:
-            raise InputError(f"{recording.video_id}: {error}") from error
+                    example = not self._keep_example(recording, index, density, predictions)
+            if result["frames"]:
+                result["scores"] = scorer.means()
+        except PredictionError as error:
+            raise PredictionError(f"{entry['video_id']}: {error}") from error
         except InputError as error:  # of a picture or a sound: no map of this video can be trusted
             self._skip(result, f"the whole video: {error}")
             result["frames"], result["scores"] = 0, {}
@@ -156,9 +150,12 @@ class Evaluation:
 
     def _keep_example(
         self, recording: Recording, index: int, density: torch.Tensor, predictions: Mapping[str, torch.Tensor]
-    ) -> None:
-        """One picture: the frame, the ground truth and each prediction side by side."""
-        frame = Image.fromarray(recording.frame(index))
+    ) -> bool:
+        """One picture: the frame, the truth and each prediction side by side; false where the frame is broken."""
+        try:
+            frame = Image.fromarray(recording.frame(index))
+        except InputError:
+            return False
         size = (max(round(EXAMPLE_HEIGHT * frame.width / frame.height), 1), EXAMPLE_HEIGHT)
         strip = Image.new("RGB", (size[0] * (2 + len(predictions)), EXAMPLE_HEIGHT))
         strip.paste(frame.resize(size), (0, 0))
@@ -169,12 +166,23 @@ class Evaluation:
         write_atomically(
             self.folder / "examples" / f"{file_name(recording.video_id)}.png", lambda file: strip.save(file, "png")
         )
+        return True
 
 
 def file_name(video_id: str) -> str:
     """A name for a video's files: its own, as far as every file system takes it."""
     plain = "".join(c if c.isalnum() or c in "-_. " else "_" for c in video_id)
     return plain if plain == video_id else f"{plain}-{hashlib.sha1(video_id.encode()).hexdigest()[:8]}"
+
+
+def fingerprint(path: Path) -> str:
+    """What tells one state of a folder from another: names, sizes and times of its files."""
+    digest = hashlib.sha256()
+    for file in sorted(path.rglob("*")):
+        if file.is_file():
+            status = file.stat()
+            digest.update(f"{file.relative_to(path)} {status.st_size} {status.st_mtime_ns}\n".encode())
+    return digest.hexdigest()[:16]
 
 
 def write_atomically(file: Path, write: Callable[[Path], None]) -> None:

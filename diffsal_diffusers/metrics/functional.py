@@ -256,8 +256,9 @@ def auc_shuffled(
             scores[index] = 0.5
             continue
         lowest, highest = values.aminmax()
-        equal_chances = torch.ones(()).expand(num_splits, len(pool))
-        drawn = torch.multinomial(equal_chances, min(len(positives), len(pool)), generator=generator)
+        number = min(len(positives), len(pool))
+        orders = (torch.randperm(len(pool), generator=generator)[:number] for _ in range(num_splits))
+        drawn = torch.stack(list(orders))  # num_splits drawn
         sampled = (pool[drawn.to(pool.device)] - lowest) / (highest - lowest)  # (num_splits, drawn)
         positives = (positives - lowest) / (highest - lowest)
         hits = (positives[:, None] >= thresholds).double().mean(0)  # (t,)
