@@ -35,6 +35,8 @@ def test_wheel_holds_every_module_under_one_name(wheel):
     for folder in MAPPED:
         expected |= {f"diffsal_diffusers/{p.relative_to(ROOT)}" for p in (ROOT / folder).rglob("*.py")}
     assert {name for name in names if name.endswith(".py")} == expected
+    configs = {f"diffsal_diffusers/{p.relative_to(ROOT)}" for p in (ROOT / "training").rglob("*.yaml")}
+    assert configs and {name for name in names if not name.endswith(".py")} == configs
 
 
 def test_wheel_works_where_the_repository_is_not(wheel, tmp_path):

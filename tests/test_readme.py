@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from diffsal_diffusers.training.config import list_configs
+
 import diffsal_diffusers
 from diffsal_diffusers import DiffSalPipeline
 from diffsal_diffusers.encoders import registry
@@ -52,17 +54,20 @@ def test_paths_and_flags_exist():
     for path in re.findall(r"\]\(((?!http)[^)]+)\)|`([\w/]+/[\w.]+\.(?:py|md))`|python (\S+\.py)", README):
         name = next(filter(None, path))
         assert (ROOT / name).exists(), name
+    commands = (["cli", "predict"], ["cli", "evaluate"], ["training.train"])
     told = "".join(
         subprocess.run(
-            [sys.executable, "-m", "diffsal_diffusers.cli", command, "--help"],
+            [sys.executable, "-m", f"diffsal_diffusers.{module}", *command, "--help"],
             capture_output=True,
             text=True,
             check=True,
         ).stdout
-        for command in ("predict", "evaluate")
+        for module, *command in commands
     )
     for flag in re.findall(r"`(--[\w-]+)", README):
         assert flag in told, flag
+    for name in re.findall(r"--config (\w+)", README):
+        assert name in list_configs(), name
 
 
 def test_the_version_is_in_the_changelog():

@@ -1,5 +1,6 @@
-"""Training: the objective of DiffSal."""
+"""Training: the objective of DiffSal, its relatives, and the loop."""
 
-from .objective import denoising_loss
+from .config import TrainingConfig, build_config, load_config
+from .losses import saliency_losses
 
-__all__ = ["denoising_loss"]
+__all__ = ["TrainingConfig", "build_config", "load_config", "saliency_losses"]

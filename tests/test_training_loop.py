@@ -1,0 +1,286 @@
+"""The training loop: killed and resumed, several processes, checkpoints, adapters, and what goes wrong."""
+
+import errno
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from diffsal_diffusers.training import checkpoints as checkpoints_module
+from diffsal_diffusers.training.config import build_config
+from diffsal_diffusers.training.train import main, train
+from diffusers import DiffusionPipeline
+from safetensors.torch import load_file
+from stand_ins import TINY_UNET
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from diffsal_diffusers import InputError
+
+ROOT = Path(__file__).parent.parent
+TINY = {
+    "model": {
+        "video": "timm/test_efficientnet",
+        "audio": "log_mel_cnn",
+        "frame_size": [32, 64],
+        "num_frames": 4,
+        "num_inference_steps": 2,
+        "unet": {key: list(value) if isinstance(value, tuple) else value for key, value in TINY_UNET.items()},
+    },
+    "data": [{"name": "synthetic", "limit": 4}],
+    "batch_size": 2,
+    "steps": 4,
+    "learning_rate": 1e-3,
+    "workers": 0,
+    "log_every": 1,
+    "drop_audio": 0.2,
+    "drop_video": 0.2,
+}
+VALIDATION = {"data": {"name": "synthetic", "split": "validation", "limit": 3}, "frame_step": 25, "every": 2}
+
+
+def config(output: Path, **changes) -> dict:
+    return TINY | {"output": str(output)} | changes
+
+
+def launch(settings: dict, folder: Path, *args, processes: int = 1, **kwargs) -> subprocess.Popen:
+    """Starts the command as a user does, in a process of its own."""
+    file = folder / f"{Path(settings['output']).name}.yaml"
+    file.write_text(yaml.safe_dump(settings))
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", str(processes)]
+    command += [
+        "--num_cpu_threads_per_process",
+        "1",
+        str(ROOT / "training" / "train.py"),
+        "--config",
+        str(file),
+        *args,
+    ]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **kwargs)
+
+
+def finish(process: subprocess.Popen) -> tuple[int, str, str]:
+    out, err = process.communicate(timeout=300)
+    return process.returncode, out, err
+
+
+def losses(output: Path) -> dict[int, float]:
+    """The logged loss by step; of a step that was done twice, the last one."""
+    found = {}
+    for file in sorted((output / "logs" / "training").glob("events*"), key=lambda file: file.stat().st_mtime):
+        events = EventAccumulator(str(file))
+        events.Reload()
+        found |= {event.step: event.value for event in events.Scalars("loss")}
+    return found
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    """All weights of a pipeline's folder."""
+    parts = ("unet", "video_encoder", "audio_encoder")
+    files = [folder / part / "diffusion_pytorch_model.safetensors" for part in parts]
+    return {f"{f.parent.name}.{name}": value for f in files for name, value in load_file(f).items()}
+
+
+def assert_same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor], **tolerance) -> None:
+    assert one.keys() == other.keys()
+    for name in one:
+        if tolerance:
+            torch.testing.assert_close(one[name], other[name], **tolerance, msg=lambda m, name=name: f"{name}: {m}")
+        else:
+            assert torch.equal(one[name], other[name]), name
+
+
+class TestGoingOn:
+    @pytest.mark.slow
+    def test_killed_at_any_moment_it_goes_on_bit_for_bit(self, tmp_path):
+        """40 steps at once, against 40 steps killed at random moments and resumed: losses and weights are equal."""
+        common = {"steps": 40, "checkpoint_every": 3, "lr_schedule": "cosine", "self_aligned": 0.3, "workers": 1}
+        assert finish(launch(config(tmp_path / "whole", **common), tmp_path))[0] == 0
+        settings, chance, kills, resume = config(tmp_path / "killed", **common), random.Random(0), 0, ()
+        for _ in range(20):
+            process = launch(settings, tmp_path, *resume, start_new_session=True)
+            folder = tmp_path / "killed" / "checkpoints"
+            already = len(list(folder.glob("step-*[0-9]")))
+            if kills < 3:
+                while process.poll() is None and len(list(folder.glob("*"))) <= already:
+                    time.sleep(0.02)
+                time.sleep(chance.uniform(0, 0.5))
+            if kills < 3 and process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.communicate()
+                kills += 1
+                resume = ("--resume", "latest") if list(folder.glob("step-*[0-9]")) else ()
+                continue
+            assert finish(process)[0] == 0
+            break
+        assert kills == 3
+        assert losses(tmp_path / "killed") == losses(tmp_path / "whole")
+        name = "checkpoints/step-00000040"
+        assert_same(weights(tmp_path / "killed" / name), weights(tmp_path / "whole" / name))
+        raw = [load_file(tmp_path / run / name / "training_state/model.safetensors") for run in ("killed", "whole")]
+        assert_same(*raw)
+
+    def test_resumed_it_is_the_same_run(self, tmp_path):
+        whole = train(build_config(config(tmp_path / "whole", steps=4, checkpoint_every=2)))
+        train(build_config(config(tmp_path / "parts", steps=4, checkpoint_every=2)))
+        last = tmp_path / "parts" / "checkpoints" / "step-00000004"
+        for file in sorted(last.rglob("*"), reverse=True):
+            file.unlink() if file.is_file() else file.rmdir()
+        last.rmdir()
+        resumed = train(build_config(config(tmp_path / "parts", steps=4, checkpoint_every=2)), resume="latest")
+        assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
+        assert_same(weights(resumed), weights(whole))
+
+    def test_another_batch_or_no_checkpoint(self, tmp_path):
+        with pytest.raises(InputError, match="no checkpoint to resume from"):
+            train(build_config(config(tmp_path / "run")), resume="latest")
+        train(build_config(config(tmp_path / "run", steps=1)))
+        with pytest.raises(InputError, match="was trained with batch_size = 2, and this run has 4"):
+            train(build_config(config(tmp_path / "run", batch_size=4)), resume="latest")
+        with pytest.raises(InputError, match="holds a run already; go on with --resume latest"):
+            train(build_config(config(tmp_path / "run")))
+
+
+class TestProcesses:
+    def test_two_processes_go_on_where_one_stopped(self, tmp_path):
+        """They train, validate, save and resume as the one would have."""
+        changes = {"validation": VALIDATION, "checkpoint_every": 2}
+        one = train(build_config(config(tmp_path / "one", **changes)))
+        train(build_config(config(tmp_path / "two", **changes, steps=2)))
+        code, out, err = finish(
+            launch(config(tmp_path / "two", **changes, steps=3), tmp_path, "--resume", "latest", processes=2)
+        )
+        assert code == 0 and "was made by 1 process(es), and here are 2" in err, err
+        code, out, err = finish(
+            launch(config(tmp_path / "two", **changes), tmp_path, "--resume", "latest", processes=2)
+        )
+        assert code == 0, err
+        two = Path(out.strip().splitlines()[-1])
+        assert two.name == one.name == "step-00000004"
+        for step, value in losses(tmp_path / "one").items():
+            assert losses(tmp_path / "two")[step] == pytest.approx(value, rel=1e-4)
+        progress = [json.loads((run / "training_state" / "progress.json").read_text()) for run in (one, two)]
+        assert progress[0]["best"] == pytest.approx(progress[1]["best"], abs=1e-3)
+
+    def test_gradients_of_two_processes_are_those_of_one(self, tmp_path):
+        """The state of Adam after one step is the gradient: two processes of one clip, and one of two."""
+        train(build_config(config(tmp_path / "one", steps=1, max_grad_norm=1e9)))
+        code, _, err = finish(launch(config(tmp_path / "two", steps=1, max_grad_norm=1e9), tmp_path, processes=2))
+        assert code == 0, err
+        gradients = []
+        for run in ("one", "two"):
+            file = tmp_path / run / "checkpoints" / "step-00000001" / "training_state" / "optimizer.bin"
+            state = torch.load(file, weights_only=True)["state"]
+            gradients.append({str(i): s["exp_avg"] / 0.1 for i, s in state.items()})
+        assert max(g.abs().max() for g in gradients[0].values()) > 1e-3
+        assert_same(*gradients, atol=1e-5, rtol=1e-4)
+
+
+class TestCheckpoints:
+    def test_a_checkpoint_is_a_pipeline_with_the_averaged_weights(self, tmp_path):
+        folder = train(build_config(config(tmp_path / "run", ema_decay=0.9, checkpoint_every=1)))
+        pipe = DiffusionPipeline.from_pretrained(folder)
+        assert pipe.config.default_num_inference_steps == 2
+        raw = load_file(folder / "training_state" / "model.safetensors")
+        averaged = torch.load(folder / "training_state" / "ema.pt", weights_only=True)["shadow_params"]
+        name, value = next(iter(pipe.unet.named_parameters()))
+        assert torch.equal(value.data, averaged[0]) and not torch.equal(value.data, raw[f"unet.{name}"])
+
+    def test_the_last_ones_are_kept_and_the_best(self, tmp_path):
+        changes = {"steps": 5, "checkpoint_every": 1, "keep_checkpoints": 2, "validation": VALIDATION}
+        train(build_config(config(tmp_path / "run", **changes)))
+        folder = tmp_path / "run" / "checkpoints"
+        assert sorted(path.name for path in folder.iterdir()) == ["best", "step-00000004", "step-00000005"]
+        DiffusionPipeline.from_pretrained(folder / "best")
+        assert not (folder / "best" / "training_state").exists()
+
+    def test_a_full_disk_loses_nothing(self, tmp_path, monkeypatch):
+        train(build_config(config(tmp_path / "run", steps=2)))
+        before = weights(tmp_path / "run" / "checkpoints" / "step-00000002")
+
+        def full(*args):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        monkeypatch.setattr(checkpoints_module, "save_pipeline", full)
+        with pytest.raises(InputError, match=r"cannot be written \(No space left on device\); the 1 earlier ones are"):
+            train(build_config(config(tmp_path / "run", steps=3)), resume="latest")
+        assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-00000002"]
+        assert_same(weights(tmp_path / "run" / "checkpoints" / "step-00000002"), before)
+
+
+class TestWhatTrains:
+    def test_frozen_networks_stay(self, tmp_path):
+        model = TINY["model"] | {"freeze": ["video_encoder", "audio_encoder"]}
+        before = weights(train(build_config(config(tmp_path / "one", steps=1, ema_decay=0.0))))
+        one = train(build_config(config(tmp_path / "two", model=model, steps=1, ema_decay=0.0)))
+        two = train(build_config(config(tmp_path / "three", model=model, steps=3, ema_decay=0.0)))
+        for name, value in weights(one).items():
+            frozen = not name.startswith("unet")
+            if frozen:
+                assert torch.equal(value, weights(two)[name]), name
+        assert any(not torch.equal(before[n], v) for n, v in weights(one).items() if n.startswith("video_encoder"))
+        assert any(not torch.equal(v, weights(two)[n]) for n, v in weights(one).items() if n.startswith("unet"))
+
+    def test_adapters(self, tmp_path):
+        base = train(build_config(config(tmp_path / "base", steps=1)))
+        model = {"folder": str(base), "lora_rank": 2}
+        folder = train(build_config(config(tmp_path / "lora", model=model, steps=3, learning_rate=0.1)))
+        adapted = DiffusionPipeline.from_pretrained(folder)
+        pipe = DiffusionPipeline.from_pretrained(base)
+        for name in ("video_encoder", "audio_encoder"):
+            assert_same(getattr(pipe, name).state_dict(), getattr(adapted, name).state_dict())
+        changed = [n for n, v in pipe.unet.state_dict().items() if not torch.equal(v, adapted.unet.state_dict()[n])]
+        assert changed and all(
+            n.endswith(("to_q.weight", "to_k.weight", "to_v.weight", "to_out.weight")) for n in changed
+        )
+        pipe.unet.load_lora_adapter(str(folder / "unet_lora"), prefix=None, use_safetensors=True)
+        sample = torch.randn(1, 1, 32, 64, generator=torch.Generator().manual_seed(0))
+        video = [
+            torch.randn(1, c, 2, 32 // s, 64 // s)
+            for c, s in zip(pipe.unet.config.video_channels, (4, 8, 16, 32), strict=True)
+        ]
+        with torch.no_grad():
+            outputs = [p.unet(sample, 500, video).sample for p in (pipe, adapted)]
+        torch.testing.assert_close(*outputs, atol=1e-5, rtol=1e-4)
+
+    def test_stage_one_then_stage_two(self, tmp_path):
+        """The video branch alone, then everything on what it learned."""
+        alone = TINY["model"] | {"audio": None}
+        first = train(build_config(config(tmp_path / "first", model=alone, steps=2)))
+        both = {"folder": str(first), "audio": "log_mel_cnn"}
+        second = train(build_config(config(tmp_path / "second", model=both, steps=1, learning_rate=1e-9)))
+        pipe, start = DiffusionPipeline.from_pretrained(second), DiffusionPipeline.from_pretrained(first)
+        assert start.audio_encoder is None and pipe.audio_encoder is not None
+        assert_same(start.video_encoder.state_dict(), pipe.video_encoder.state_dict(), atol=1e-5, rtol=1e-4)
+
+    @pytest.mark.parametrize(
+        ("changes", "message"),
+        [
+            (
+                {"model": TINY["model"] | {"freeze": ["unet", "video_encoder", "audio_encoder"]}},
+                "nothing is left to train",
+            ),
+            ({"model": TINY["model"] | {"freeze": ["encoder"]}}, "`model.freeze` may name unet"),
+            ({"batch_size": 3, "accumulation": 2}, "`batch_size` = 3 must be divisible by"),
+            ({"data": []}, "`data` must name at least one data set"),
+            ({"data": [{"name": "nothing"}]}, "there is no data set 'nothing'"),
+            ({"loss": {"l1": 1.0}}, "there is no loss 'l1'"),
+            ({"scheduler": "heun"}, "there is no scheduler 'heun'"),
+        ],
+    )
+    def test_wrong_settings(self, changes, message, tmp_path):
+        with pytest.raises(InputError, match=message):
+            train(build_config(config(tmp_path / "run", **changes)))
+
+    def test_a_loss_that_is_no_number(self, tmp_path, capsys):
+        file = tmp_path / "run.yaml"
+        file.write_text(yaml.safe_dump(config(tmp_path / "run", loss={"mse": 1e39})))
+        assert main(["--config", str(file)]) == 1
+        err = capsys.readouterr().err
+        assert "the loss is inf at step 1" in err and "Traceback" not in err

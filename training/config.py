@@ -1,0 +1,273 @@
+"""The settings of a training run: YAML files, overrides, and one clear sentence for a key that does not exist."""
+
+import difflib
+import typing
+from collections.abc import Sequence
+from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ..errors import InputError
+
+CONFIGS = Path(__file__).parent / "configs"
+
+
+@dataclass
+class ModelConfig:
+    """The networks that are trained.
+
+    Args:
+        folder: a pipeline's folder to start from; else a new pipeline is built from the encoders.
+        video, audio: names of encoders, see `DiffSalPipeline.from_encoders`.
+        pretrained, audio_pretrained: their weights: true to download them, or the path of a file.
+        frame_size: height and width that the networks see.
+        num_frames: frames of a clip; null for the video encoder's own.
+        num_inference_steps: denoising steps by default.
+        unet: further settings of `SaliencyUNet`.
+        freeze: components that are not trained, out of video_encoder, audio_encoder, unet.
+        lora_rank: train low-rank adapters of the U-Net's attention of this rank instead of its weights.
+    """
+
+    folder: str | None = None
+    video: str | None = "mvit_v2_s"
+    audio: str | None = "vggish"
+    pretrained: bool | str = False
+    audio_pretrained: bool | str = False
+    frame_size: list[int] = field(default_factory=lambda: [224, 384])
+    num_frames: int | None = None
+    num_inference_steps: int = 4
+    unet: dict[str, Any] = field(default_factory=dict)
+    freeze: list[str] = field(default_factory=list)
+    lora_rank: int | None = None
+
+
+@dataclass
+class DataConfig:
+    """One data set of the mix.
+
+    Args:
+        name, root, split, fold: see `load_saliency_dataset`.
+        weight: its share of the clips, in proportion to the others' weights.
+        stride: a clip for every so many frames.
+        limit: the first so many videos only.
+    """
+
+    name: str
+    root: str | None = None
+    split: str = "train"
+    fold: int | None = None
+    weight: float = 1.0
+    stride: int = 1
+    limit: int | None = None
+
+
+@dataclass
+class ValidationConfig:
+    """What is validated on, and when.
+
+    Args:
+        data: the data set; null for no validation.
+        every: training steps from one validation to the next.
+        frame_step: every so many frames are scored.
+        metric: whose best value marks the best checkpoint.
+        metrics: what is computed.
+        num_pictures: videos whose pictures go to the tracker.
+    """
+
+    data: DataConfig | None = None
+    every: int = 1000
+    frame_step: int = 8
+    metric: str = "cc"
+    metrics: list[str] = field(default_factory=lambda: ["cc", "nss", "auc_judd", "sim"])
+    num_pictures: int = 4
+
+
+@dataclass
+class TrainingConfig:
+    """A training run.
+
+    Args:
+        output: the run's folder.
+        data: the mix of data sets.
+        model: the networks.
+        validation: see [`ValidationConfig`].
+        scheduler: name of the noise scheduler, see `list_schedulers`.
+        epochs: passes over `epoch_clips`; `steps`, where given, counts instead.
+        steps: optimizer steps in all.
+        epoch_clips: clips of one epoch; null for as many as the data sets have together.
+        batch_size: clips of one optimizer step, over all processes and accumulated batches.
+        accumulation: batches whose gradients make one step.
+        learning_rate, weight_decay: of Adam (AdamW where there is weight decay).
+        lr_schedule, warmup_steps: see `diffusers.optimization.get_scheduler`.
+        max_grad_norm: the gradient is clipped to this norm.
+        loss: weights of the losses, see `saliency_losses`.
+        snr_gamma: Min-SNR weighting of timesteps; null for none.
+        drop_audio, drop_video: share of samples that lose a modality, which trains the null conditions; never both.
+        self_aligned: share of samples whose noisy map is made of the network's own estimate (self-aligned denoising).
+        ema_decay: of the moving average of the weights, which checkpoints hold; 0 for none.
+        gradient_checkpointing: less memory, more time.
+        mixed_precision: no, fp16 or bf16.
+        seed: of everything random.
+        workers: processes that read data.
+        checkpoint_every: steps from one checkpoint to the next.
+        keep_checkpoints: the last so many are kept, and the best.
+        tracker: tensorboard, wandb, or none.
+        log_every: steps from one logged loss to the next.
+        strict: end at a broken file; else it is named and skipped.
+    """
+
+    output: str
+    data: list[DataConfig]
+    model: ModelConfig = field(default_factory=ModelConfig)
+    validation: ValidationConfig = field(default_factory=ValidationConfig)
+    scheduler: str = "ddim"
+    epochs: int = 5
+    steps: int | None = None
+    epoch_clips: int | None = None
+    batch_size: int = 20
+    accumulation: int = 1
+    learning_rate: float = 1e-4
+    weight_decay: float = 0.0
+    lr_schedule: str = "constant"
+    warmup_steps: int = 0
+    max_grad_norm: float = 1.0
+    loss: dict[str, float] = field(default_factory=lambda: {"mse": 1.0})
+    snr_gamma: float | None = None
+    drop_audio: float = 0.1
+    drop_video: float = 0.1
+    self_aligned: float = 0.0
+    ema_decay: float = 0.999
+    gradient_checkpointing: bool = False
+    mixed_precision: str = "no"
+    seed: int = 0
+    workers: int = 2
+    checkpoint_every: int = 1000
+    keep_checkpoints: int = 3
+    tracker: str = "tensorboard"
+    log_every: int = 10
+    strict: bool = False
+
+
+def load_config(source: str | Path, overrides: Sequence[str] = ()) -> TrainingConfig:
+    """Reads a config.
+
+    Args:
+        source: a YAML file, or the name of one that comes with the package.
+        overrides: `key=value` each, the key with dots and numbers into lists (`data.0.root=/data`), the value in YAML.
+
+    Raises:
+        InputError: the file cannot be read, or a key does not exist or has a wrong value.
+    """
+    file = Path(source)
+    if not file.suffix and not file.exists():
+        file = CONFIGS / f"{source}.yaml"
+        if not file.exists():
+            raise InputError(
+                f"there is no config {str(source)!r}; there are {', '.join(list_configs())}, or give a file"
+            )
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise InputError(f"{file}: cannot be read as a YAML file ({' '.join(str(error).split())[:200]})") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{file}: a config is a mapping of keys to values")
+    for override in overrides:
+        _override(content, override)
+    return build_config(content, str(file))
+
+
+def list_configs() -> list[str]:
+    """Names of the configs that come with the package."""
+    return sorted(file.stem for file in CONFIGS.glob("*.yaml"))
+
+
+def build_config(content: dict[str, Any], where: str = "the config") -> TrainingConfig:
+    """A config out of plain dictionaries.
+
+    Raises:
+        InputError: a key does not exist, is missing, or has a value of a wrong type.
+    """
+    return _build(TrainingConfig, content, where, "")
+
+
+def config_as_dict(config: TrainingConfig) -> dict[str, Any]:
+    """The reverse of [`build_config`]."""
+    return asdict(config)
+
+
+def _override(content: dict[str, Any], override: str) -> None:
+    path, equals, text = override.partition("=")
+    if not equals:
+        raise InputError(f"{override!r}: an override is KEY=VALUE, as learning_rate=1e-4 or data.0.root=/data")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise InputError(f"{override!r}: {text!r} is no YAML value") from error
+    *parents, last = path.split(".")
+    place: Any = content
+    for key in parents:
+        if isinstance(place, list) and key.isdecimal() and int(key) < len(place):
+            place = place[int(key)]
+        elif isinstance(place, dict):
+            if place.get(key) is None:
+                place[key] = {}
+            place = place[key]
+        else:
+            raise InputError(f"{override!r}: there is nothing at {key!r}")
+    if isinstance(place, list) and last.isdecimal() and int(last) < len(place):
+        place[int(last)] = value
+    elif isinstance(place, dict):
+        place[last] = value
+    else:
+        raise InputError(f"{override!r}: there is nothing at {last!r}")
+
+
+def _build(kind: Any, value: Any, where: str, path: str) -> Any:
+    """`value` as `kind`, a dataclass or a type of its fields."""
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if is_dataclass(kind):
+        if not isinstance(value, dict):
+            raise InputError(f"{where}: `{path or 'the whole'}` must be a mapping of keys to values, got {value!r}")
+        known = {f.name: f for f in fields(kind)}
+        types = typing.get_type_hints(kind)
+        for key in value:
+            if key not in known:
+                close = difflib.get_close_matches(str(key), known)
+                hint = f", did you mean {' or '.join(close)}?" if close else f"; there are {', '.join(known)}"
+                raise InputError(f"{where}: there is no key `{_join(path, key)}`{hint}")
+        for name, f in known.items():
+            if name not in value and f.default is MISSING and f.default_factory is MISSING:
+                raise InputError(f"{where}: `{_join(path, name)}` is missing")
+        return kind(**{key: _build(types[key], v, where, _join(path, key)) for key, v in value.items()})
+    if origin is list:
+        if not isinstance(value, list):
+            raise InputError(f"{where}: `{path}` must be a list, got {value!r}")
+        return [_build(arguments[0], v, where, f"{path}.{i}") for i, v in enumerate(value)]
+    if origin is dict:
+        if not isinstance(value, dict):
+            raise InputError(f"{where}: `{path}` must be a mapping, got {value!r}")
+        return {str(k): _build(arguments[1], v, where, _join(path, k)) for k, v in value.items()}
+    if kind is Any:
+        return value
+    kinds = arguments or (kind,)
+    for one in kinds:
+        if is_dataclass(one) and isinstance(value, dict):
+            return _build(one, value, where, path)
+    if float in kinds and isinstance(value, str):  # YAML takes 1e-4 for a string
+        try:
+            return float(value)
+        except ValueError:
+            pass
+    if float in kinds and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    for one in kinds:
+        if not is_dataclass(one) and isinstance(value, one) and (one is bool or not isinstance(value, bool)):
+            return value
+    names = " or ".join("null" if one is type(None) else one.__name__ for one in kinds)
+    raise InputError(f"{where}: `{path}` must be {names}, got {value!r}")
+
+
+def _join(path: str, key: object) -> str:
+    return f"{path}.{key}" if path else str(key)

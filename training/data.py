@@ -1,0 +1,146 @@
+"""Which clips a training step sees, and what chance does to each: functions of the step alone.
+
+A run that is killed and resumed, or runs on another number of processes, sees the same clips, noise and timesteps: all
+that is random is drawn from (seed, step, place in the step's batch).
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch.utils.data import ConcatDataset, Dataset, Sampler
+
+
+class StepSampler(Sampler[list[int]]):
+    """Batches of indices into a `ConcatDataset`, from some step on.
+
+    An epoch is a fixed random order of clips: of each data set as many as its weight asks for, all of them once before
+    any comes twice.
+
+    Args:
+        sizes: clips of each data set.
+        weights: of each data set; `None` for their sizes.
+        epoch_clips: clips of an epoch.
+        batch_size: clips of a process's batch.
+        num_processes, process: how many processes share a step, and which one this is.
+        accumulation: batches of a process in one step.
+        first_step, last_step: steps to give batches for.
+        seed: of the order.
+    """
+
+    def __init__(
+        self,
+        sizes: Sequence[int],
+        weights: Sequence[float],
+        epoch_clips: int,
+        batch_size: int,
+        num_processes: int,
+        process: int,
+        accumulation: int,
+        first_step: int,
+        last_step: int,
+        seed: int,
+    ):
+        self.sizes, self.weights, self.epoch_clips = list(sizes), list(weights), epoch_clips
+        self.batch_size, self.num_processes, self.process = batch_size, num_processes, process
+        self.accumulation, self.first_step, self.last_step, self.seed = accumulation, first_step, last_step, seed
+
+    def __len__(self) -> int:
+        return (self.last_step - self.first_step) * self.accumulation
+
+    def __iter__(self) -> Iterator[list[int]]:
+        step_clips = self.batch_size * self.num_processes * self.accumulation
+        order, epoch = [], -1
+        for step in range(self.first_step, self.last_step):
+            places = range(step * step_clips, (step + 1) * step_clips)
+            indices = []
+            for place in places:
+                if place // self.epoch_clips != epoch:
+                    epoch = place // self.epoch_clips
+                    order = self._order(epoch)
+                indices.append(order[place % self.epoch_clips])
+            for part in range(self.accumulation):
+                begin = (part * self.num_processes + self.process) * self.batch_size
+                yield indices[begin : begin + self.batch_size]
+
+    def _order(self, epoch: int) -> list[int]:
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+        weights = torch.tensor(self.weights, dtype=torch.float64)
+        chosen = torch.multinomial(weights, self.epoch_clips, replacement=True, generator=generator)
+        order = torch.empty(self.epoch_clips, dtype=torch.long)
+        offset = 0
+        for i, size in enumerate(self.sizes):
+            wanted = int((chosen == i).sum())
+            rounds = -(-wanted // size)
+            drawn = [torch.randperm(size, generator=generator) for _ in range(rounds)]
+            if drawn:
+                order[chosen == i] = offset + torch.cat(drawn)[:wanted]
+            offset += size
+        return order.tolist()
+
+
+@dataclass
+class StepNoise:
+    """What chance does to the samples of one batch.
+
+    Args:
+        noise: `(b, 1, h, w)`, standard normal.
+        timesteps: `(b,)`, from 0 to T - 1.
+        keep_video, keep_audio: `(b,)`, boolean: whether the sample keeps the modality.
+        self_aligned: `(b,)`, boolean: whether its noisy map is made of the network's own estimate.
+        start_noise: `(b, 1, h, w)`, the pure noise that this estimate starts from.
+    """
+
+    noise: torch.Tensor
+    timesteps: torch.Tensor
+    keep_video: torch.Tensor
+    keep_audio: torch.Tensor
+    self_aligned: torch.Tensor
+    start_noise: torch.Tensor
+
+    def to(self, device: torch.device) -> "StepNoise":
+        """All on a device."""
+        return StepNoise(**{name: value.to(device, non_blocking=True) for name, value in vars(self).items()})
+
+
+def draw_noise(
+    seed: int,
+    step: int,
+    places: range,
+    size: tuple[int, int],
+    num_timesteps: int,
+    drop_video: float,
+    drop_audio: float,
+    self_aligned: float,
+) -> StepNoise:
+    """The noise of some samples of a step.
+
+    Args:
+        seed: of the run.
+        step: number of the step.
+        places: places of the samples in the whole step's batch.
+        size: height and width of the maps.
+        num_timesteps: T.
+        drop_video, drop_audio, self_aligned: shares, see `TrainingConfig`.
+    """
+    drawn = []
+    for place in places:
+        generator = torch.Generator().manual_seed((seed * 1_000_003 + step) * 65_537 + place)
+        chance = torch.rand(2, generator=generator)
+        drawn.append(
+            (
+                torch.randn(1, *size, generator=generator),
+                torch.randint(num_timesteps, (), generator=generator),
+                chance[0] >= drop_video,
+                # Of a sample that loses one modality the other is kept: nothing can be learned from neither.
+                (chance[0] < drop_video) | (chance[0] >= drop_video + drop_audio),
+                chance[1] < self_aligned,
+                torch.randn(1, *size, generator=generator),
+            )
+        )
+    return StepNoise(*(torch.stack(values) for values in zip(*drawn, strict=True)))
+
+
+def concatenate(datasets: Sequence[Dataset]) -> ConcatDataset:
+    """The mix of data sets that [`StepSampler`]'s indices are for."""
+    return ConcatDataset(datasets)

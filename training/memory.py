@@ -1,0 +1,77 @@
+"""What a run trains, on what, and the memory that it will take: told before it starts."""
+
+import copy
+from collections.abc import Sequence
+
+import torch
+from accelerate import Accelerator
+
+from ..data import SaliencyClips
+from ..pipelines import DiffSalPipeline
+from .config import TrainingConfig
+
+
+def state_bytes(pipe: DiffSalPipeline, ema: bool) -> int:
+    """Bytes of weights, gradients, Adam's two moments and moving averages, in float32."""
+    total = 0
+    for part in (pipe.unet, pipe.video_encoder, pipe.audio_encoder):
+        if part is not None:
+            for p in part.parameters():
+                copies = 1 + (3 + int(ema) if p.requires_grad else 0)
+                total += copies * p.numel() * 4
+    return total
+
+
+def activation_bytes(pipe: DiffSalPipeline, batch_size: int) -> int:
+    """Bytes that the backward pass will need of the forward one, for a batch, in float32.
+
+    Counted on the device `meta`, where nothing is computed, for one clip; a clip more takes as much again.
+    """
+    config = pipe.processor.config
+    height, width = config.frame_size
+    kept: dict[int, torch.UntypedStorage] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        if not (tensor.requires_grad and tensor.is_leaf):  # a weight
+            kept[tensor.untyped_storage()._cdata] = tensor.untyped_storage()
+        return tensor
+
+    parts = (pipe.unet, pipe.video_encoder, pipe.audio_encoder)
+    unet, video_encoder, audio_encoder = (
+        None if part is None else copy.deepcopy(part).to("meta").train() for part in parts
+    )
+    with torch.device("meta"), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        video = audio = None
+        if video_encoder is not None:
+            video = video_encoder(torch.zeros(1, 3, config.num_frames, height, width)).features
+        if audio_encoder is not None:
+            audio = audio_encoder(torch.zeros(1, 1, config.audio_slices, *config.audio_size)).features[0]
+        unet(torch.zeros(1, unet.config.in_channels, height, width), 0, video, audio)
+    return batch_size * sum(storage.nbytes() for storage in kept.values())
+
+
+def summarize(
+    config: TrainingConfig, pipe: DiffSalPipeline, clips: Sequence[SaliencyClips], steps: int, accelerator: Accelerator
+) -> str:
+    """The summary, in lines."""
+    lines = ["what trains:"]
+    for name, part in pipe.components.items():
+        if isinstance(part, torch.nn.Module):
+            trained = sum(p.numel() for p in part.parameters() if p.requires_grad)
+            lines.append(f"  {name:14} {trained / 1e6:8.2f} of {part.num_parameters() / 1e6:.2f} M parameters")
+    lines.append("on what:")
+    weights = sum(data.weight for data in config.data)
+    for data, dataset in zip(config.data, clips, strict=True):
+        lines.append(f"  {data.name:14} {len(dataset):8} clips, {100 * data.weight / weights:.0f} % of each epoch")
+    share = accelerator.num_processes * config.accumulation
+    lines.append(
+        f"steps: {steps} of {config.batch_size} clips = {accelerator.num_processes} processes x {config.accumulation} "
+        f"accumulated x {config.batch_size // share}, on {accelerator.device.type}, precision {config.mixed_precision}"
+    )
+    states = state_bytes(pipe, bool(config.ema_decay)) / 1e9
+    activations = activation_bytes(pipe, config.batch_size // share) / 1e9
+    lines.append(
+        f"memory of each process: about {states:.2f} GB for weights, gradients, optimizer and averages, and "
+        f"{activations:.2f} GB for activations in float32"
+    )
+    return "\n".join(lines)

@@ -1,0 +1,94 @@
+"""The networks as one module with a loss: what `accelerate` prepares and a training step calls."""
+
+import torch
+from diffusers import SchedulerMixin
+from torch import nn
+
+from ..encoders import AudioEncoder, VideoEncoder
+from ..models import SaliencyUNet
+from ..pipelines import DiffSalPipeline
+from .config import TrainingConfig
+from .data import StepNoise
+from .losses import add_noise, saliency_losses, snr_weights
+
+
+class DiffSalTraining(nn.Module):
+    """From a batch of clips to the mean loss.
+
+    Args:
+        pipe: the pipeline whose networks are trained.
+        scheduler: the noise schedule.
+        config: the run's settings.
+    """
+
+    def __init__(self, pipe: DiffSalPipeline, scheduler: SchedulerMixin, config: TrainingConfig):
+        super().__init__()
+        self.unet: SaliencyUNet = pipe.unet
+        self.video_encoder: VideoEncoder | None = pipe.video_encoder
+        self.audio_encoder: AudioEncoder | None = pipe.audio_encoder
+        self.processor = pipe.processor
+        self.scheduler = scheduler
+        self.config = config
+
+    def train(self, mode: bool = True) -> "DiffSalTraining":
+        """Sets the mode. Frozen networks stay as they predict, and batch normalisations keep their statistics.
+
+        With a batch's own statistics, a sample's gradient would depend on the others, and on how the batch is split
+        over processes.
+        """
+        super().train(mode)
+        for network in self.children():
+            if not any(p.requires_grad for p in network.parameters()):
+                network.eval()
+        for part in self.modules():
+            if isinstance(part, nn.modules.batchnorm._BatchNorm):
+                part.eval()
+        return self
+
+    def forward(self, batch: dict[str, torch.Tensor], chance: StepNoise) -> torch.Tensor:
+        """
+        Args:
+            batch: `frames` `(b, t, 3, h, w)` uint8, `log_mel` `(b, 1, s, h', w')`, `has_audio` `(b,)`, `saliency`
+                `(b, 1, h, w)` in [0, 1], `fixations` `(b, h, w)`, see `SaliencyClips`.
+            chance: noise and timesteps of the samples.
+
+        Returns:
+            the loss of each sample, `(b,)`.
+        """
+        # 1. Encode picture and sound.
+        video = audio = None
+        if self.video_encoder is not None:
+            frames = self.processor.normalize(batch["frames"].flatten(0, 1))  # (b t) 3 h w
+            frames = frames.unflatten(0, batch["frames"].shape[:2]).transpose(1, 2)  # b 3 t h w
+            video = self.video_encoder(frames).features
+        keep_video, keep_audio = chance.keep_video, batch["has_audio"] & chance.keep_audio
+        if self.audio_encoder is not None:
+            audio = self.audio_encoder(batch["log_mel"]).features[0]
+        height, width = batch["saliency"].shape[2:]
+        conditions = self.unet.encode_conditions(height, width, video, audio, keep_video, keep_audio)
+
+        # 2. Make the noisy maps S_t (eq. 1), some of them of the network's own estimate.
+        saliency = batch["saliency"]
+        start = saliency
+        if self.config.self_aligned > 0:
+            estimate = self._estimate(chance, conditions)
+            start = torch.where(chance.self_aligned.view(-1, 1, 1, 1), estimate, saliency)
+        sample_range = self.unet.config.sample_range
+        noisy = add_noise(self.scheduler, start, chance.noise, chance.timesteps, sample_range)
+
+        # 3. Predict the clean maps, and compare.
+        low, high = sample_range
+        prediction = self.unet(noisy, chance.timesteps, conditions=conditions).sample
+        prediction = (prediction.float() - low) / (high - low)
+        losses = saliency_losses(prediction, saliency, batch["fixations"], self.config.loss)
+        if self.config.snr_gamma is not None:
+            losses = losses * snr_weights(self.scheduler, chance.timesteps, self.config.snr_gamma)
+        return losses
+
+    @torch.no_grad()
+    def _estimate(self, chance: StepNoise, conditions) -> torch.Tensor:
+        """What the network says of pure noise: where its own sampling begins."""
+        low, high = self.unet.config.sample_range
+        last = self.scheduler.config.num_train_timesteps - 1
+        estimate = self.unet(chance.start_noise, last, conditions=conditions).sample
+        return (estimate.float() - low) / (high - low)

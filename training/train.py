@@ -1,0 +1,306 @@
+"""Trains DiffSal: `accelerate launch training/train.py --config light output=runs/light`.
+
+One loop over the functions of this package: networks, data, optimizer, steps, validation, checkpoints.
+"""
+
+import argparse
+import json
+import math
+import sys
+import time
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration, set_seed
+from diffsal_diffusers.schedulers import create_scheduler
+from diffsal_diffusers.training.checkpoints import STATE, Checkpoints
+from diffsal_diffusers.training.config import TrainingConfig, config_as_dict, list_configs, load_config
+from diffsal_diffusers.training.data import StepSampler, concatenate, draw_noise
+from diffsal_diffusers.training.memory import summarize
+from diffsal_diffusers.training.module import DiffSalTraining
+from diffsal_diffusers.training.validation import validate
+from diffusers.optimization import get_scheduler
+from diffusers.training_utils import EMAModel
+from diffusers.utils import logging
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+
+from diffsal_diffusers import DiffSalPipeline, InputError, load_pipeline
+from diffsal_diffusers.data import SaliencyClips, load_saliency_dataset
+
+logger = logging.get_logger(__name__)
+
+LORA_TARGETS = ["to_q", "to_k", "to_v", "to_out"]
+
+
+def build_pipeline(config: TrainingConfig) -> DiffSalPipeline:
+    """The pipeline to train, its frozen parts frozen, with adapters where they are asked for."""
+    model = config.model
+    if model.folder is not None:
+        pipe = load_pipeline(model.folder)
+        if pipe.audio_encoder is None and model.audio is not None:
+            pipe = add_audio(pipe, config)
+    else:
+        pipe = DiffSalPipeline.from_encoders(
+            model.video,
+            model.audio,
+            pretrained=model.pretrained,
+            audio_pretrained=model.audio_pretrained,
+            frame_size=tuple(model.frame_size),
+            num_frames=model.num_frames,
+            num_inference_steps=model.num_inference_steps,
+            **model.unet,
+        )
+    pipe.scheduler = create_scheduler(config.scheduler)
+    networks = {name: part for name, part in pipe.components.items() if isinstance(part, torch.nn.Module)}
+    for name in model.freeze:
+        if name not in ("unet", "video_encoder", "audio_encoder"):
+            raise InputError(f"`model.freeze` may name unet, video_encoder, audio_encoder; got {name!r}")
+    for name, part in networks.items():
+        part.requires_grad_(name not in model.freeze)
+    if pipe.audio_encoder is None and pipe.unet.config.interaction != "none":
+        pipe.unet.audio_enhancement.requires_grad_(False)  # nothing flows through it
+    if pipe.video_encoder is None:
+        pipe.unet.video_proj.requires_grad_(False)
+    if model.lora_rank is not None:
+        from peft import LoraConfig
+
+        for part in networks.values():
+            part.requires_grad_(False)
+        pipe.unet.add_adapter(LoraConfig(r=model.lora_rank, lora_alpha=model.lora_rank, target_modules=LORA_TARGETS))
+    if config.gradient_checkpointing:
+        for name, part in networks.items():
+            if name not in model.freeze and part._supports_gradient_checkpointing:
+                part.enable_gradient_checkpointing()
+    return pipe
+
+
+def add_audio(pipe: DiffSalPipeline, config: TrainingConfig) -> DiffSalPipeline:
+    """A pipeline that listens, with all that one without sound has learned: stage 2 from stage 1."""
+    settings = {**pipe.unet.config, **config.model.unet}
+    follows = ("video_channels", "video_time_slices", "audio_channels", "audio_time_slices")
+    heard = DiffSalPipeline.from_encoders(
+        pipe.video_encoder,
+        config.model.audio,
+        audio_pretrained=config.model.audio_pretrained,
+        frame_size=tuple(pipe.processor.config.frame_size),
+        num_frames=pipe.processor.config.num_frames,
+        num_inference_steps=pipe.config.default_num_inference_steps,
+        **{key: value for key, value in settings.items() if key not in follows and not key.startswith("_")},
+    )
+    learned = {name: value for name, value in pipe.unet.state_dict().items() if "audio" not in name}
+    absent, unexpected = heard.unet.load_state_dict(learned, strict=False)
+    assert not unexpected and all("audio" in name for name in absent)
+    return heard
+
+
+def build_data(config: TrainingConfig, pipe: DiffSalPipeline) -> list[SaliencyClips]:
+    """The data sets of the mix."""
+    if not config.data:
+        raise InputError("`data` must name at least one data set")
+    clips = []
+    for data in config.data:
+        videos = load_saliency_dataset(data.name, data.root, split=data.split, fold=data.fold)
+        if data.limit is not None:
+            videos = videos.select(range(min(data.limit, len(videos))))
+        clips.append(SaliencyClips(videos, pipe.processor, stride=data.stride, strict=config.strict))
+    return clips
+
+
+def train(config: TrainingConfig, resume: str | None = None) -> Path:
+    """Trains as the config says.
+
+    Args:
+        config: the settings.
+        resume: `"latest"` or the folder of a checkpoint to go on from.
+
+    Returns:
+        the last checkpoint, a pipeline's folder.
+
+    Raises:
+        InputError: the config, the data, the disk or the loss is wrong; the message says which.
+    """
+    # 1. Prepare processes, networks and data.
+    output = Path(config.output)
+    accelerator = Accelerator(
+        mixed_precision=config.mixed_precision,
+        log_with=None if config.tracker == "none" else config.tracker,
+        project_config=ProjectConfiguration(project_dir=str(output), logging_dir=str(output / "logs")),
+        kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
+    )
+    set_seed(config.seed)
+    pipe = build_pipeline(config)
+    clips = build_data(config, pipe)
+    share = accelerator.num_processes * config.accumulation
+    if config.batch_size % share:
+        raise InputError(
+            f"`batch_size` = {config.batch_size} must be divisible by the processes times `accumulation`, "
+            f"{accelerator.num_processes} x {config.accumulation}"
+        )
+    epoch_clips = config.epoch_clips or sum(len(c) for c in clips)
+    steps = config.steps or math.ceil(config.epochs * epoch_clips / config.batch_size)
+
+    # 2. Prepare the optimizer.
+    module = DiffSalTraining(pipe, pipe.scheduler, config).train()
+    trained = [p for p in module.parameters() if p.requires_grad]
+    if not trained:
+        raise InputError("nothing is left to train: `model.freeze` names all networks")
+    optimizer = torch.optim.AdamW(trained, lr=config.learning_rate, weight_decay=config.weight_decay)
+    schedule = get_scheduler(
+        config.lr_schedule, optimizer, num_warmup_steps=config.warmup_steps, num_training_steps=steps
+    )
+    ema = EMAModel(trained, decay=config.ema_decay, use_ema_warmup=True) if config.ema_decay else None
+    wrapped, optimizer = accelerator.prepare(module, optimizer)
+    accelerator.register_for_checkpointing(schedule)
+    if ema is not None:
+        ema.to(accelerator.device)
+
+    # 3. Resume.
+    checkpoints, first_step, best = Checkpoints(output / "checkpoints", config.keep_checkpoints), 0, None
+    if resume is not None:
+        folder = checkpoints.find(resume)
+        progress = read_progress(folder, config)
+        if progress["processes"] != accelerator.num_processes:
+            accelerator.print(
+                f"note: the checkpoint was made by {progress['processes']} process(es), and here are "
+                f"{accelerator.num_processes}: clips and noise stay the same",
+                file=sys.stderr,
+            )
+        accelerator.load_state(str(folder / STATE))
+        if ema is not None:
+            ema.load_state_dict(torch.load(folder / STATE / "ema.pt", weights_only=True))
+            ema.to(accelerator.device)
+        first_step, best = progress["step"], progress["best"]
+    elif checkpoints.all():
+        raise InputError(f"{output} holds a run already; go on with --resume latest, or give another `output`")
+
+    sampler = StepSampler(
+        [len(c) for c in clips], [d.weight for d in config.data], epoch_clips,
+        config.batch_size // share, accelerator.num_processes, accelerator.process_index, config.accumulation,
+        first_step, steps, config.seed,
+    )  # fmt: skip
+    loader = DataLoader(
+        concatenate(clips), batch_sampler=sampler, num_workers=config.workers,
+        pin_memory=accelerator.device.type == "cuda",
+    )  # fmt: skip
+    if accelerator.is_main_process:
+        print(summarize(config, pipe, clips, steps, accelerator), file=sys.stderr)
+        output.mkdir(parents=True, exist_ok=True)
+        (output / "config.json").write_text(json.dumps(config_as_dict(config), indent=2) + "\n")
+    if config.tracker != "none":
+        accelerator.init_trackers("training")
+
+    # 4. Train.
+    size, per_batch = tuple(pipe.processor.config.frame_size), config.batch_size // share
+    bar = tqdm(
+        total=steps, initial=first_step, unit="step", dynamic_ncols=True,
+        disable=None if accelerator.is_main_process else True,
+    )  # fmt: skip
+    batches, saved = iter(loader), None
+    waited, began = 0.0, time.perf_counter()
+    for step in range(first_step, steps):
+        total = torch.zeros((), device=accelerator.device)
+        for part in range(config.accumulation):
+            before = time.perf_counter()
+            batch = to_device(next(batches), accelerator.device)
+            waited += time.perf_counter() - before
+            begin = (part * accelerator.num_processes + accelerator.process_index) * per_batch
+            chance = draw_noise(
+                config.seed, step, range(begin, begin + per_batch), size,
+                pipe.scheduler.config.num_train_timesteps, config.drop_video, config.drop_audio, config.self_aligned,
+            ).to(accelerator.device)  # fmt: skip
+            last = part == config.accumulation - 1
+            with torch.enable_grad() if last else accelerator.no_sync(wrapped):
+                loss = wrapped(batch, chance).mean() / config.accumulation
+                accelerator.backward(loss)
+            total += loss.detach()
+        value = accelerator.reduce(total, "mean").item()
+        if not math.isfinite(value):
+            raise InputError(
+                f"the loss is {value} at step {step + 1}: a smaller `learning_rate`, or `mixed_precision` no, may "
+                f"help; {len(checkpoints.all())} checkpoints are kept in {checkpoints.folder}"
+            )
+        norm = accelerator.clip_grad_norm_(trained, config.max_grad_norm)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+        if ema is not None:
+            ema.step(trained)
+
+        # 5. Tell, validate, save.
+        done = step + 1
+        bar.update()
+        speed = (done - first_step) * config.batch_size / (time.perf_counter() - began)
+        bar.set_postfix(loss=f"{value:.4f}", clips=f"{speed:.1f}/s")
+        if done % config.log_every == 0 or done == steps:
+            seconds = time.perf_counter() - began
+            if bar.disable and accelerator.is_main_process:  # no terminal: a line now and then, for a log
+                print(f"step {done} of {steps}: loss {value:.5f}, {speed:.1f} clips/s", file=sys.stderr)
+            accelerator.log(
+                {"loss": value, "learning_rate": schedule.get_last_lr()[0], "gradient_norm": float(norm),
+                 "clips_per_second": speed, "share_of_time_waiting_for_data": waited / seconds}, step=done,
+            )  # fmt: skip
+        improved = False
+        if config.validation.data is not None and (done % config.validation.every == 0 or done == steps):
+            scores = validate(accelerator, pipe, ema, trained, config, done)
+            module.train()
+            score = scores[config.validation.metric]
+            improved = best is None or score > best
+            best = score if improved else best
+        if improved or done % config.checkpoint_every == 0 or done == steps:
+            progress = {
+                "step": done, "best": best, "batch_size": config.batch_size, "epoch_clips": epoch_clips,
+                "processes": accelerator.num_processes, "accumulation": config.accumulation, "seed": config.seed,
+            }  # fmt: skip
+            saved = checkpoints.save(accelerator, pipe, ema, trained, progress, improved)
+    bar.close()
+    for dataset in clips:
+        dataset.report_skipped()
+    accelerator.end_training()
+    return saved or checkpoints.find("latest")
+
+
+def read_progress(folder: Path, config: TrainingConfig) -> dict:
+    """Where a checkpoint stood, if this run may go on from it."""
+    progress = json.loads((folder / STATE / "progress.json").read_text())
+    for name in ("batch_size", "seed"):
+        if progress[name] != getattr(config, name):
+            raise InputError(
+                f"{folder} was trained with {name} = {progress[name]}, and this run has {getattr(config, name)}: "
+                "it would not see the same data; give the same"
+            )
+    return progress
+
+
+def to_device(batch: dict, device: torch.device) -> dict:
+    """The tensors of a batch on a device."""
+    return {k: v.to(device, non_blocking=True) for k, v in batch.items() if isinstance(v, torch.Tensor)}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command."""
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0], formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="Any setting can be overridden: learning_rate=1e-4 data.0.root=/data model.unet.attention=sca",
+    )  # fmt: skip
+    parser.add_argument("--config", required=True, help=f"a YAML file, or one of {', '.join(list_configs())}")
+    parser.add_argument("--resume", metavar="WHICH", help="go on: `latest`, or a checkpoint's folder")
+    parser.add_argument("--lora_rank", type=int, metavar="N", help="train adapters of this rank; model.lora_rank=N")
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="settings in place of the config's")
+    args = parser.parse_args(argv)
+    overrides = args.overrides + ([f"model.lora_rank={args.lora_rank}"] if args.lora_rank is not None else [])
+    try:
+        folder = train(load_config(args.config, overrides), args.resume)
+    except KeyboardInterrupt:
+        print("interrupted; go on with --resume latest", file=sys.stderr)
+        return 130
+    except InputError as error:
+        print(f"train: {error}", file=sys.stderr)
+        return 1
+    print(folder)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,101 @@
+"""Validation: the field's metrics on videos of the validation set, and pictures of what the network sees."""
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from diffusers.training_utils import EMAModel
+from PIL import Image
+
+from ..data import Recording, load_saliency_dataset, open_recording
+from ..evaluation import PipelinePredictor, VideoScorer
+from ..evaluation.protocol import mean
+from ..pipelines import DiffSalPipeline
+from .config import TrainingConfig
+
+PICTURE_HEIGHT = 120  # pixels
+
+
+def validate(
+    accelerator: Accelerator,
+    pipe: DiffSalPipeline,
+    ema: EMAModel | None,
+    trained: list[torch.nn.Parameter],
+    config: TrainingConfig,
+    step: int,
+) -> dict[str, float]:
+    """Scores the pipeline, with the averaged weights where there are any; logs the scores and some pictures.
+
+    Returns:
+        the mean over videos of each metric, the same in every process.
+    """
+    data = config.validation.data
+    entries = load_saliency_dataset(data.name, data.root, split=data.split, fold=data.fold)
+    entries = list(entries)[: data.limit]
+    if ema is not None:
+        ema.store(trained)
+        ema.copy_to(trained)
+    networks = [part for part in (pipe.unet, pipe.video_encoder, pipe.audio_encoder) if part is not None]
+    for network in networks:
+        network.eval()
+    pipe.set_progress_bar_config(disable=True)
+    predict = PipelinePredictor(pipe, seed=config.seed, batch_size=4)
+    results = []
+    try:
+        for place in range(accelerator.process_index, len(entries), accelerator.num_processes):
+            recording = open_recording(entries[place])
+            frames = range(0, recording.num_frames, config.validation.frame_step)
+            scorer = VideoScorer(recording, ["model"], config.validation.metrics, config.seed)
+            for index, prediction in zip(frames, predict(recording, frames), strict=False):
+                scorer.score(index, recording.density(index), {"model": prediction})
+            results.append((place, scorer.means()["model"]))
+        if accelerator.is_main_process:
+            pictures = {}
+            for entry in entries[: config.validation.num_pictures]:
+                recording = open_recording(entry)
+                pictures[recording.video_id] = step_pictures(pipe, recording, config.seed)[None]
+            for tracker in accelerator.trackers:
+                if hasattr(tracker, "log_images"):
+                    layout = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
+                    tracker.log_images(pictures, step=step, **layout)
+    finally:
+        if ema is not None:
+            ema.restore(trained)
+    results = [scores for _, scores in sorted(gather_object(results), key=lambda item: item[0])]
+    scores = {metric: mean(result[metric] for result in results) for metric in config.validation.metrics}
+    accelerator.log({f"validation/{metric}": value for metric, value in scores.items()}, step=step)
+    return scores
+
+
+def step_pictures(pipe: DiffSalPipeline, recording: Recording, seed: int) -> np.ndarray:
+    """A strip: the middle frame, its ground truth, and the estimate after each denoising step, `(h, w, 3)` uint8."""
+    index = recording.num_frames // 2
+    estimates = []
+
+    def keep(pipe, step, timestep, tensors):
+        estimates.append(tensors["prediction"])
+
+    steps = pipe.config.default_num_inference_steps
+    maps = pipe.stream(
+        **recording.media(),
+        start=max(index - 0.5, 0) / recording.fps,
+        duration=0.9 / recording.fps,
+        num_inference_steps=steps,
+        generator=torch.Generator().manual_seed(seed),
+        callback_on_step_end=keep,
+        callback_on_step_end_tensor_inputs=["prediction"],
+    )
+    for _ in maps:
+        break
+    low, high = pipe.unet.config.sample_range
+    frame = recording.frame(index)
+    size = (max(round(PICTURE_HEIGHT * frame.shape[1] / frame.shape[0]), 1), PICTURE_HEIGHT)
+    strip = [np.asarray(Image.fromarray(frame).resize(size))]
+    density = recording.density(index)
+    for saliency in [
+        density / density.amax().clamp(min=1e-12),
+        *((e[0, 0].cpu() - low) / (high - low) for e in estimates),
+    ]:
+        grey = (255 * saliency.float().clamp(0, 1)).byte().numpy()
+        strip.append(np.repeat(np.asarray(Image.fromarray(grey).resize(size))[..., None], 3, axis=2))
+    return np.concatenate(strip, axis=1)
