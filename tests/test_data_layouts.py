@@ -396,7 +396,7 @@ class TestOwnFolder:
     def test_maps_must_be_one_a_frame(self, tmp_path):
         trees.own_folder(tmp_path, "maps", {"a": 3})
         (tmp_path / "maps" / "a" / "m8.png").unlink()
-        with pytest.raises(InputError, match="fixations/a must have an image of the same name for each of .*maps/a"):
+        with pytest.raises(InputError, match=r"fixations/a must have an image of the same name for each of .*maps/a"):
             load_saliency_dataset("folder", tmp_path, "test")
         (tmp_path / "fixations" / "a" / "m8.png").unlink()
         (row,) = load_saliency_dataset("folder", tmp_path, "test")
@@ -413,7 +413,7 @@ class TestOwnFolder:
     def test_a_video_listed_twice(self, tmp_path):
         trees.own_folder(tmp_path, "frame", {"a": 1})
         (tmp_path / "train.txt").write_text("a\na\n")
-        with pytest.raises(InputError, match="train.txt, line 2: a is listed twice"):
+        with pytest.raises(InputError, match=r"train.txt, line 2: a is listed twice"):
             load_saliency_dataset("folder", tmp_path, "train")
 
     def test_two_videos_of_one_name(self, tmp_path):

@@ -311,11 +311,12 @@ class TestRunning:
         assert json.loads((tmp_path / "one" / "scores.json").read_text())["settings"]["folds"] == ["1"]
 
     def test_two_processes_are_one(self, root, predictions, tmp_path, capsys):
-        args = ["evaluate", "--dataset", "folder", "--root", root, "--predictions", predictions, "--device", "cpu"]
-        launch = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "2", "--cpu"]
-        launch += ["--num_cpu_threads_per_process", "1", "-m", "diffsal_diffusers.cli"]
-        done = subprocess.run([*launch, *map(str, args), "--output", tmp_path / "two"], capture_output=True, text=True)
+        args = ["evaluate", "--dataset", "folder", "--root", root, "--predictions", predictions]
+        launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
+        launch += ["-m", "diffsal_diffusers.cli", *map(str, args), "--output", tmp_path / "two"]
+        done = subprocess.run(launch, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
+        assert done.stderr.count("no row for the mean training map") == 2  # two processes
         code, out, _ = evaluate(capsys, *args[1:], "--output", tmp_path / "one")
         assert code == 0 and out == done.stdout
         for name in ("per_video.csv", "table.md", "examples.png"):

@@ -139,6 +139,21 @@ class TestObjective:
         loss.sum().backward()
         assert prediction.grad.isfinite().all()
 
+    def test_a_sure_prediction_has_a_gradient(self):
+        prediction = torch.tensor([0.0, 1.0, 0.5, 0.0]).view(1, 1, 2, 2).requires_grad_()
+        saliency = torch.tensor([1.0, 0.0, 0.5, 0.0]).view(1, 1, 2, 2)
+        saliency_losses(prediction, saliency, None, {"ce": 1.0}).sum().backward()
+        assert prediction.grad.isfinite().all()
+
+    @pytest.mark.parametrize("loss", LOSSES)
+    def test_no_number_is_no_loss_of_zero(self, loss):
+        prediction, saliency = torch.full((1, 1, 4, 4), torch.nan), torch.rand(1, 1, 4, 4)
+        try:
+            value = saliency_losses(prediction, saliency, torch.ones(1, 4, 4, dtype=torch.bool), {loss: 1.0})
+        except InputError:  # what the metrics say of it
+            return
+        assert not value.isfinite().any()
+
     def test_wrong_losses_are_refused(self):
         maps = torch.rand(1, 1, 4, 4)
         with pytest.raises(InputError, match="there is no loss 'l1'; there are mse, kl"):

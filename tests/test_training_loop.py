@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from stand_ins import TINY_UNET
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from diffsal_diffusers import InputError
+from diffsal_diffusers import InputError, SaliencyUNet
 
 ROOT = Path(__file__).parent.parent
 TINY = {
@@ -53,15 +53,12 @@ def launch(settings: dict, folder: Path, *args, processes: int = 1, **kwargs) ->
     """Starts the command as a user does, in a process of its own."""
     file = folder / f"{Path(settings['output']).name}.yaml"
     file.write_text(yaml.safe_dump(settings))
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", str(processes)]
-    command += [
-        "--num_cpu_threads_per_process",
-        "1",
-        str(ROOT / "training" / "train.py"),
-        "--config",
-        str(file),
-        *args,
-    ]
+    # `accelerate launch` starts several processes for GPUs only; on the CPU torchrun does.
+    if processes == 1:
+        command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_cpu_threads_per_process", "1"]
+    else:
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+    command += [str(ROOT / "training" / "train.py"), "--config", str(file), *args]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **kwargs)
 
 
@@ -165,8 +162,10 @@ class TestProcesses:
         assert two.name == one.name == "step-00000004"
         for step, value in losses(tmp_path / "one").items():
             assert losses(tmp_path / "two")[step] == pytest.approx(value, rel=1e-4)
-        progress = [json.loads((run / "training_state" / "progress.json").read_text()) for run in (one, two)]
-        assert progress[0]["best"] == pytest.approx(progress[1]["best"], abs=1e-3)
+        scores = [
+            json.loads((tmp_path / run / "checkpoints/best/validation.json").read_text()) for run in ("one", "two")
+        ]
+        assert scores[0]["step"] == scores[1]["step"] and scores[0]["cc"] == pytest.approx(scores[1]["cc"], abs=1e-3)
 
     def test_gradients_of_two_processes_are_those_of_one(self, tmp_path):
         """The state of Adam after one step is the gradient: two processes of one clip, and one of two."""
@@ -284,3 +283,15 @@ class TestWhatTrains:
         assert main(["--config", str(file)]) == 1
         err = capsys.readouterr().err
         assert "the loss is inf at step 1" in err and "Traceback" not in err
+
+    def test_a_network_that_gives_no_number(self, tmp_path, monkeypatch):
+        """NaN out of the network is no loss of zero."""
+        forward = SaliencyUNet.forward
+
+        def broken(self, *args, **kwargs):
+            output = forward(self, *args, **kwargs)
+            return type(output)(sample=output.sample * torch.nan)
+
+        monkeypatch.setattr(SaliencyUNet, "forward", broken)
+        with pytest.raises(InputError, match="the loss is nan at step 1"):
+            train(build_config(config(tmp_path / "run")))

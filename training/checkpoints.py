@@ -3,12 +3,14 @@
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 from diffusers.training_utils import EMAModel
+from safetensors import SafetensorError
 
 from ..errors import InputError
 from ..pipelines import DiffSalPipeline
@@ -40,7 +42,6 @@ class Checkpoints:
         ema: EMAModel | None,
         trained: Sequence[torch.nn.Parameter],
         progress: dict[str, object],
-        best: bool = False,
     ) -> Path:
         """Writes a checkpoint under a hidden name, and renames it when it is complete.
 
@@ -50,54 +51,79 @@ class Checkpoints:
             ema: moving averages of the trained weights; the pipeline's folder holds these.
             trained: the weights that they are of.
             progress: the step, and whatever else a resumed run must know.
-            best: whether this is the best so far.
 
         Raises:
             InputError: it cannot be written; the earlier checkpoints are as they were.
         """
         name = f"step-{progress['step']:08d}"
         part = self.folder / f".{name}.part"
-        main = accelerator.is_main_process
-        try:
-            if main:
-                shutil.rmtree(part, ignore_errors=True)
-                part.mkdir(parents=True)
-            accelerator.wait_for_everyone()
+        with self._writing(accelerator, name, part):
             accelerator.save_state(str(part / STATE), safe_serialization=True)
-            if main:
+            accelerator.wait_for_everyone()
+            if accelerator.is_main_process:
                 save_pipeline(pipe, ema, trained, part)
                 if ema is not None:
                     accelerator.save(ema.state_dict(), part / STATE / "ema.pt")
                 (part / STATE / "progress.json").write_text(json.dumps(progress, indent=2) + "\n")
-                if best:
-                    copy = self.folder / ".best.part"
-                    shutil.rmtree(copy, ignore_errors=True)
-                    self._replace(shutil.copytree(part, copy, ignore=lambda *_: [STATE]), "best")
                 self._replace(part, name)
                 for old in self.all()[: -self.keep]:
-                    self._remove(old)
-        except OSError as error:
+                    self._replace(None, old.name)
+        return self.folder / name
+
+    def save_best(
+        self,
+        accelerator: Accelerator,
+        pipe: DiffSalPipeline,
+        ema: EMAModel | None,
+        trained: Sequence[torch.nn.Parameter],
+        scores: dict[str, float],
+    ) -> None:
+        """Writes the pipeline alone into `best`, with what it scored.
+
+        Raises:
+            InputError: it cannot be written; an earlier best is as it was.
+        """
+        part = self.folder / ".best.part"
+        with self._writing(accelerator, "best", part):
+            if accelerator.is_main_process:
+                save_pipeline(pipe, ema, trained, part)
+                (part / "validation.json").write_text(json.dumps(scores, indent=2) + "\n")
+                self._replace(part, "best")
+
+    def best(self, metric: str) -> float | None:
+        """What the best checkpoint scored; `None` where there is none."""
+        try:
+            return json.loads((self.folder / "best" / "validation.json").read_text()).get(metric)
+        except OSError:
+            return None
+
+    @contextmanager
+    def _writing(self, accelerator: Accelerator, name: str, part: Path) -> Iterator[None]:
+        """Makes an empty folder to write into; where writing fails, removes it and says so."""
+        if accelerator.is_main_process:
             shutil.rmtree(part, ignore_errors=True)
-            shutil.rmtree(self.folder / ".best.part", ignore_errors=True)
+            part.mkdir(parents=True)
+        accelerator.wait_for_everyone()
+        try:
+            yield
+        except (OSError, RuntimeError, SafetensorError) as error:
+            if accelerator.is_main_process:
+                shutil.rmtree(part, ignore_errors=True)
+            reason = " ".join(str(getattr(error, "strerror", None) or error).split())[:200]
             raise InputError(
-                f"{self.folder / name}: the checkpoint cannot be written ({error.strerror or error}); "
+                f"{self.folder / name}: the checkpoint cannot be written ({reason}); "
                 f"the {len(self.all())} earlier ones are complete"
             ) from error
         accelerator.wait_for_everyone()
-        return self.folder / name
 
-    def _replace(self, part: Path, name: str) -> None:
-        """Renames a complete folder, in place of one of that name."""
-        final = self.folder / name
-        if final.exists():
-            self._remove(final)
-        os.replace(part, final)
-
-    def _remove(self, folder: Path) -> None:
-        """Takes a folder's name away before its files, so that none is ever there in part."""
-        old = folder.with_name(f".{folder.name}.old")
+    def _replace(self, part: Path | None, name: str) -> None:
+        """Renames a complete folder, in place of one of that name: neither is ever there in part."""
+        final, old = self.folder / name, self.folder / f".{name}.old"
         shutil.rmtree(old, ignore_errors=True)
-        os.replace(folder, old)
+        if final.exists():
+            os.replace(final, old)
+        if part is not None:
+            os.replace(part, final)
         shutil.rmtree(old, ignore_errors=True)
 
     def find(self, which: str) -> Path:

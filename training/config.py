@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from diffusers.optimization import SchedulerType
 
 from ..errors import InputError
+from ..metrics import METRICS
 
 CONFIGS = Path(__file__).parent / "configs"
 
@@ -108,7 +110,7 @@ class TrainingConfig:
         self_aligned: share of samples whose noisy map is made of the network's own estimate (self-aligned denoising).
         ema_decay: of the moving average of the weights, which checkpoints hold; 0 for none.
         gradient_checkpointing: less memory, more time.
-        mixed_precision: no, fp16 or bf16.
+        mixed_precision: no, fp16 or bf16; null for what `accelerate launch` says.
         seed: of everything random.
         workers: processes that read data.
         checkpoint_every: steps from one checkpoint to the next.
@@ -140,7 +142,7 @@ class TrainingConfig:
     self_aligned: float = 0.0
     ema_decay: float = 0.999
     gradient_checkpointing: bool = False
-    mixed_precision: str = "no"
+    mixed_precision: str | None = None
     seed: int = 0
     workers: int = 2
     checkpoint_every: int = 1000
@@ -189,7 +191,46 @@ def build_config(content: dict[str, Any], where: str = "the config") -> Training
     Raises:
         InputError: a key does not exist, is missing, or has a value of a wrong type.
     """
-    return _build(TrainingConfig, content, where, "")
+    config = _build(TrainingConfig, content, where, "")
+    _check(config, where)
+    return config
+
+
+def _check(config: TrainingConfig, where: str) -> None:
+    """Refuses values that cannot be right."""
+    counts = {
+        "batch_size": config.batch_size, "accumulation": config.accumulation, "epochs": config.epochs,
+        "steps": config.steps, "epoch_clips": config.epoch_clips, "checkpoint_every": config.checkpoint_every,
+        "keep_checkpoints": config.keep_checkpoints, "log_every": config.log_every,
+        "validation.every": config.validation.every, "validation.frame_step": config.validation.frame_step,
+        "model.lora_rank": config.model.lora_rank,
+    } | {f"data.{i}.stride": data.stride for i, data in enumerate(config.data)}  # fmt: skip
+    for name, value in counts.items():
+        if value is not None and value < 1:
+            raise InputError(f"{where}: `{name}` must be at least 1, got {value}")
+    shares = {"drop_audio": config.drop_audio, "drop_video": config.drop_video, "self_aligned": config.self_aligned}
+    for name, value in shares.items():
+        if not 0 <= value <= 1:
+            raise InputError(f"{where}: `{name}` must be from 0 to 1, got {value}")
+    if config.drop_audio + config.drop_video > 1:
+        raise InputError(f"{where}: `drop_audio` and `drop_video` must not be more than 1 together")
+    if not 0 <= config.ema_decay < 1:
+        raise InputError(f"{where}: `ema_decay` must be from 0 to below 1, got {config.ema_decay}")
+    for i, data in enumerate(config.data):
+        if not data.weight > 0:
+            raise InputError(f"{where}: `data.{i}.weight` must be above 0, got {data.weight}")
+    choices = {
+        "mixed_precision": (config.mixed_precision, (None, "no", "fp16", "bf16")),
+        "tracker": (config.tracker, ("tensorboard", "wandb", "none")),
+        "lr_schedule": (config.lr_schedule, tuple(kind.value for kind in SchedulerType)),
+        "validation.metric": (config.validation.metric, tuple(config.validation.metrics)),
+    }
+    for name, (value, known) in choices.items():
+        if value not in known:
+            raise InputError(f"{where}: `{name}` must be one of {', '.join(map(str, known))}, got {value!r}")
+    for metric in config.validation.metrics:
+        if metric not in METRICS:
+            raise InputError(f"{where}: there is no metric {metric!r}; there are {', '.join(METRICS)}")
 
 
 def config_as_dict(config: TrainingConfig) -> dict[str, Any]:

@@ -36,22 +36,30 @@ def saliency_losses(
     if not any(weights.values()):
         raise InputError(f"at least one of the losses {', '.join(LOSSES)} needs a weight other than zero")
     total = prediction.new_zeros(len(prediction))
+    flat = saliency.flatten(1)
+    defined = {"kl": flat.any(dim=1), "cc": flat.amin(dim=1) < flat.amax(dim=1)}
+    if fixations is not None:
+        defined["nss"] = fixations.flatten(1).any(dim=1)
     for name, weight in weights.items():
         if weight == 0:
             continue
         if name == "mse":
             value = F.mse_loss(prediction, saliency, reduction="none").mean(dim=(1, 2, 3))
         elif name == "ce":
-            # Written out, since autocast refuses the built-in one; the clamp is that of torch's.
-            logs = (p.log().clamp(min=-100) for p in (prediction, 1 - prediction))
-            value = -(saliency * next(logs) + (1 - saliency) * next(logs)).mean(dim=(1, 2, 3))
+            # Written out, since autocast refuses the built-in one; clamped, since the logarithm has no slope at 0.
+            inside = prediction.clamp(1e-6, 1 - 1e-6)
+            value = -(saliency * inside.log() + (1 - saliency) * (1 - inside).log()).mean(dim=(1, 2, 3))
         elif name == "kl":
             value = kl_divergence(prediction[:, 0], saliency[:, 0])
         elif name == "cc":
             value = -cc(prediction[:, 0], saliency[:, 0])
         else:
             value = -nss(prediction[:, 0], fixations)
-        total = total + weight * value.to(total.dtype).nan_to_num(nan=0.0)
+        value = value.to(total.dtype)
+        if name in ("kl", "cc", "nss"):
+            # Where nobody looked these are not defined; a prediction that is no number must show.
+            value = torch.where(defined[name], value, 0.0)
+        total = total + weight * value
     return total
 
 

@@ -63,10 +63,11 @@ def summarize(
     weights = sum(data.weight for data in config.data)
     for data, dataset in zip(config.data, clips, strict=True):
         lines.append(f"  {data.name:14} {len(dataset):8} clips, {100 * data.weight / weights:.0f} % of each epoch")
-    share = accelerator.num_processes * config.accumulation
+    processes = accelerator.num_processes
+    share = processes * config.accumulation
     lines.append(
-        f"steps: {steps} of {config.batch_size} clips = {accelerator.num_processes} processes x {config.accumulation} "
-        f"accumulated x {config.batch_size // share}, on {accelerator.device.type}, precision {config.mixed_precision}"
+        f"steps: {steps} of {config.batch_size} clips = {processes} processes x {config.accumulation} accumulated x "
+        f"{config.batch_size // share}, on {accelerator.device.type}, precision {accelerator.mixed_precision}"
     )
     states = state_bytes(pipe, bool(config.ema_decay)) / 1e9
     activations = activation_bytes(pipe, config.batch_size // share) / 1e9

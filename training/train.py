@@ -28,6 +28,7 @@ from tqdm.auto import tqdm
 
 from diffsal_diffusers import DiffSalPipeline, InputError, load_pipeline
 from diffsal_diffusers.data import SaliencyClips, load_saliency_dataset
+from diffsal_diffusers.metrics import METRICS
 
 logger = logging.get_logger(__name__)
 
@@ -63,6 +64,8 @@ def build_pipeline(config: TrainingConfig) -> DiffSalPipeline:
         pipe.unet.audio_enhancement.requires_grad_(False)  # nothing flows through it
     if pipe.video_encoder is None:
         pipe.unet.video_proj.requires_grad_(False)
+    if pipe.audio_encoder is not None and pipe.unet.config.interaction == "none":
+        pipe.audio_encoder.requires_grad_(False)
     if model.lora_rank is not None:
         from peft import LoraConfig
 
@@ -124,7 +127,9 @@ def train(config: TrainingConfig, resume: str | None = None) -> Path:
     # 1. Prepare processes, networks and data.
     output = Path(config.output)
     accelerator = Accelerator(
-        mixed_precision=config.mixed_precision,
+        # Said outright, since accelerate takes torchrun's processes for one each where there is no GPU.
+        cpu=not (torch.cuda.is_available() or torch.backends.mps.is_available()),
+        mixed_precision=config.mixed_precision,  # null: what `accelerate launch` says
         log_with=None if config.tracker == "none" else config.tracker,
         project_config=ProjectConfiguration(project_dir=str(output), logging_dir=str(output / "logs")),
         kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
@@ -142,7 +147,9 @@ def train(config: TrainingConfig, resume: str | None = None) -> Path:
     steps = config.steps or math.ceil(config.epochs * epoch_clips / config.batch_size)
 
     # 2. Prepare the optimizer.
-    module = DiffSalTraining(pipe, pipe.scheduler, config).train()
+    # All samplers share the forward process of equation 1. Some of diffusers' classes add noise by the steps that they
+    # were last set to, so the pipeline's own is for sampling only.
+    module = DiffSalTraining(pipe, create_scheduler("ddim"), config).train()
     trained = [p for p in module.parameters() if p.requires_grad]
     if not trained:
         raise InputError("nothing is left to train: `model.freeze` names all networks")
@@ -160,7 +167,7 @@ def train(config: TrainingConfig, resume: str | None = None) -> Path:
     checkpoints, first_step, best = Checkpoints(output / "checkpoints", config.keep_checkpoints), 0, None
     if resume is not None:
         folder = checkpoints.find(resume)
-        progress = read_progress(folder, config)
+        progress = read_progress(folder, config, epoch_clips)
         if progress["processes"] != accelerator.num_processes:
             accelerator.print(
                 f"note: the checkpoint was made by {progress['processes']} process(es), and here are "
@@ -169,9 +176,10 @@ def train(config: TrainingConfig, resume: str | None = None) -> Path:
             )
         accelerator.load_state(str(folder / STATE))
         if ema is not None:
-            ema.load_state_dict(torch.load(folder / STATE / "ema.pt", weights_only=True))
+            averages = torch.load(folder / STATE / "ema.pt", map_location="cpu", weights_only=True)
+            ema.load_state_dict(averages)
             ema.to(accelerator.device)
-        first_step, best = progress["step"], progress["best"]
+        first_step, best = progress["step"], checkpoints.best(config.validation.metric)
     elif checkpoints.all():
         raise InputError(f"{output} holds a run already; go on with --resume latest, or give another `output`")
 
@@ -182,7 +190,7 @@ def train(config: TrainingConfig, resume: str | None = None) -> Path:
     )  # fmt: skip
     loader = DataLoader(
         concatenate(clips), batch_sampler=sampler, num_workers=config.workers,
-        pin_memory=accelerator.device.type == "cuda",
+        pin_memory=accelerator.device.type == "cuda", generator=torch.Generator(),
     )  # fmt: skip
     if accelerator.is_main_process:
         print(summarize(config, pipe, clips, steps, accelerator), file=sys.stderr)
@@ -210,6 +218,8 @@ def train(config: TrainingConfig, resume: str | None = None) -> Path:
                 config.seed, step, range(begin, begin + per_batch), size,
                 pipe.scheduler.config.num_train_timesteps, config.drop_video, config.drop_audio, config.self_aligned,
             ).to(accelerator.device)  # fmt: skip
+            # Networks that drop parts at random draw from torch's own generator: let that follow from the step, too.
+            torch.manual_seed((config.seed * 1_000_003 + step) * 65_537 + begin)
             last = part == config.accumulation - 1
             with torch.enable_grad() if last else accelerator.no_sync(wrapped):
                 loss = wrapped(batch, chance).mean() / config.accumulation
@@ -222,6 +232,11 @@ def train(config: TrainingConfig, resume: str | None = None) -> Path:
                 f"help; {len(checkpoints.all())} checkpoints are kept in {checkpoints.folder}"
             )
         norm = accelerator.clip_grad_norm_(trained, config.max_grad_norm)
+        if accelerator.scaler is None and norm is not None and not math.isfinite(norm):
+            raise InputError(
+                f"the gradient is {float(norm)} at step {step + 1}: a smaller `learning_rate` may help; "
+                f"{len(checkpoints.all())} checkpoints are kept in {checkpoints.folder}"
+            )
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()
@@ -238,22 +253,23 @@ def train(config: TrainingConfig, resume: str | None = None) -> Path:
             if bar.disable and accelerator.is_main_process:  # no terminal: a line now and then, for a log
                 print(f"step {done} of {steps}: loss {value:.5f}, {speed:.1f} clips/s", file=sys.stderr)
             accelerator.log(
-                {"loss": value, "learning_rate": schedule.get_last_lr()[0], "gradient_norm": float(norm),
+                {"loss": value, "learning_rate": schedule.get_last_lr()[0], "gradient_norm": float(norm or 0.0),
                  "clips_per_second": speed, "share_of_time_waiting_for_data": waited / seconds}, step=done,
             )  # fmt: skip
-        improved = False
+        if done % config.checkpoint_every == 0 or done == steps:
+            progress = {
+                "step": done, "batch_size": config.batch_size, "epoch_clips": epoch_clips, "seed": config.seed,
+                "processes": accelerator.num_processes,
+            }  # fmt: skip
+            saved = checkpoints.save(accelerator, pipe, ema, trained, progress)
         if config.validation.data is not None and (done % config.validation.every == 0 or done == steps):
             scores = validate(accelerator, pipe, ema, trained, config, done)
             module.train()
             score = scores[config.validation.metric]
-            improved = best is None or score > best
-            best = score if improved else best
-        if improved or done % config.checkpoint_every == 0 or done == steps:
-            progress = {
-                "step": done, "best": best, "batch_size": config.batch_size, "epoch_clips": epoch_clips,
-                "processes": accelerator.num_processes, "accumulation": config.accumulation, "seed": config.seed,
-            }  # fmt: skip
-            saved = checkpoints.save(accelerator, pipe, ema, trained, progress, improved)
+            sign = 1 if METRICS[config.validation.metric].higher_is_better else -1
+            if math.isfinite(score) and (best is None or sign * score > sign * best):
+                best = score
+                checkpoints.save_best(accelerator, pipe, ema, trained, {"step": done, config.validation.metric: score})
     bar.close()
     for dataset in clips:
         dataset.report_skipped()
@@ -261,14 +277,14 @@ def train(config: TrainingConfig, resume: str | None = None) -> Path:
     return saved or checkpoints.find("latest")
 
 
-def read_progress(folder: Path, config: TrainingConfig) -> dict:
+def read_progress(folder: Path, config: TrainingConfig, epoch_clips: int) -> dict:
     """Where a checkpoint stood, if this run may go on from it."""
     progress = json.loads((folder / STATE / "progress.json").read_text())
-    for name in ("batch_size", "seed"):
-        if progress[name] != getattr(config, name):
+    for name, here in (("batch_size", config.batch_size), ("seed", config.seed), ("epoch_clips", epoch_clips)):
+        if progress[name] != here:
             raise InputError(
-                f"{folder} was trained with {name} = {progress[name]}, and this run has {getattr(config, name)}: "
-                "it would not see the same data; give the same"
+                f"{folder} was trained with {name} = {progress[name]}, and this run has {here}: it would not see the "
+                "same data; give the same"
             )
     return progress
 

@@ -5,13 +5,17 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from diffusers.training_utils import EMAModel
+from diffusers.utils import logging
 from PIL import Image
 
 from ..data import Recording, load_saliency_dataset, open_recording
+from ..errors import InputError
 from ..evaluation import PipelinePredictor, VideoScorer
-from ..evaluation.protocol import mean
+from ..evaluation.protocol import PredictionError, mean
 from ..pipelines import DiffSalPipeline
 from .config import TrainingConfig
+
+logger = logging.get_logger(__name__)
 
 PICTURE_HEIGHT = 120  # pixels
 
@@ -46,8 +50,14 @@ def validate(
             recording = open_recording(entries[place])
             frames = range(0, recording.num_frames, config.validation.frame_step)
             scorer = VideoScorer(recording, ["model"], config.validation.metrics, config.seed)
-            for index, prediction in zip(frames, predict(recording, frames), strict=False):
-                scorer.score(index, recording.density(index), {"model": prediction})
+            try:
+                for index, prediction in zip(frames, predict(recording, frames), strict=False):
+                    scorer.score(index, recording.density(index), {"model": prediction})
+            except PredictionError:
+                raise
+            except InputError as error:
+                logger.warning(f"{recording.video_id} is left out of the validation: {error}")
+                continue
             results.append((place, scorer.means()["model"]))
         if accelerator.is_main_process:
             pictures = {}

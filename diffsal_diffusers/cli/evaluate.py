@@ -23,7 +23,7 @@ from ..evaluation.report import PUBLISHED
 from ..evaluation.runner import fingerprint, skipped_lines
 from ..metrics import METRICS
 from ..presets import DEFAULT_MODEL
-from .common import add_inference_arguments, add_model_argument, positive_int, prepare_model
+from .common import add_inference_arguments, add_model_argument, choose_device, positive_int, prepare_model
 
 DEFAULT_METRICS = ["cc", "nss", "auc_judd", "sim"]
 SHOWN = 20  # lines of a long list on the terminal
@@ -41,7 +41,8 @@ examples:
   diffsal evaluate --model my_model --dataset DIEM --root data --steps 2 --frame-step 10 --modality v
   diffsal evaluate --predictions maps --dataset ETMD --root data --fold 1
   diffsal evaluate --model my_model --dataset synthetic
-  accelerate launch --num_processes 4 -m diffsal_diffusers.cli evaluate --model my_model --dataset AVAD --root data
+  accelerate launch -m diffsal_diffusers.cli evaluate --model my_model --dataset AVAD --root data
+  torchrun --standalone --nproc_per_node 2 -m diffsal_diffusers.cli evaluate --model my_model --dataset synthetic
 """
 
 
@@ -108,7 +109,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 def run_evaluate(args: argparse.Namespace) -> int:
     """`diffsal evaluate`."""
     # Processes wait for the slowest of them, which may have hours more to do.
-    state = PartialState(cpu=args.device == "cpu", timeout=timedelta(days=7))
+    state = PartialState(cpu=choose_device(args.device).type == "cpu", timeout=timedelta(days=7))
     check_options(args)
     dataset = find_saliency_dataset(args.dataset)
     if args.root is None and dataset.needs_root:
