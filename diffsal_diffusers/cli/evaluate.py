@@ -161,7 +161,7 @@ def run_evaluate(args: argparse.Namespace) -> int:
         "metrics": args.metrics, "predictors": list(predictors), "frame_step": args.frame_step, "seed": args.seed,
         "version": __version__,
     }  # fmt: skip
-    folder = args.output or Path("evaluation", f"{dataset.name}_{Path(title).name.replace(' ', '_')}")
+    folder = args.output or Path("evaluation", f"{dataset.name}_{title.replace(' (', '_').rstrip(')')}")
     evaluation = Evaluation(
         folder, args.metrics, settings, frame_step=args.frame_step, seed=args.seed, strict=args.strict
     )
