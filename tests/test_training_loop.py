@@ -10,18 +10,22 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
 from diffsal_diffusers.training import checkpoints as checkpoints_module
 from diffsal_diffusers.training.config import build_config
 from diffsal_diffusers.training.train import main, train
+from diffsal_diffusers.training.validation import step_pictures
 from diffusers import DiffusionPipeline
+from media_files import make_video
 from safetensors.torch import load_file
-from stand_ins import TINY_UNET
+from stand_ins import TINY_UNET, tiny_pipeline
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from diffsal_diffusers import InputError, SaliencyUNet
+from diffsal_diffusers.data import SyntheticScene
 
 ROOT = Path(__file__).parent.parent
 TINY = {
@@ -271,11 +275,39 @@ class TestWhatTrains:
             ({"data": [{"name": "nothing"}]}, "there is no data set 'nothing'"),
             ({"loss": {"l1": 1.0}}, "there is no loss 'l1'"),
             ({"scheduler": "heun"}, "there is no scheduler 'heun'"),
+            ({"model": TINY["model"] | {"unet": {"atention": "sca"}}}, "there is no key `model.unet.atention`"),
+            ({"checkpoint_every": 0}, "`checkpoint_every` must be at least 1, got 0"),
+            ({"drop_audio": 0.7, "drop_video": 0.7}, "must not be more than 1 together"),
+            ({"lr_schedule": "sine"}, "`lr_schedule` must be one of linear"),
+            ({"validation": {"metric": "kl"}}, "`validation.metric` must be one of cc"),
         ],
     )
     def test_wrong_settings(self, changes, message, tmp_path):
         with pytest.raises(InputError, match=message):
             train(build_config(config(tmp_path / "run", **changes)))
+
+    def test_broken_data_is_one_sentence_out_of_a_worker(self, tmp_path, capsys):
+        (tmp_path / "videos").mkdir()
+        make_video(tmp_path / "videos" / "a.mp4", 5)
+        (tmp_path / "maps" / "a").mkdir(parents=True)
+        for i in range(5):
+            (tmp_path / "maps" / "a" / f"{i}.png").write_bytes(b"no image")
+        data = [{"name": "folder", "root": str(tmp_path), "split": "test"}]
+        file = tmp_path / "run.yaml"
+        file.write_text(yaml.safe_dump(config(tmp_path / "run", data=data, strict=True, workers=1)))
+        assert main(["--config", str(file)]) == 1
+        last = capsys.readouterr().err.strip().splitlines()[-1]
+        assert last.startswith("train: ") and ".png cannot be read as an image" in last
+
+    @torch.no_grad()
+    def test_pictures_show_the_frame_its_truth_and_each_step(self):
+        pipe = tiny_pipeline(num_inference_steps=3)
+        scene = SyntheticScene(0, num_frames=11, size=(60, 90))
+        strip = step_pictures(pipe, scene, seed=0)
+        assert strip.shape == (120, 5 * 180, 3) and strip.dtype == np.uint8
+        last = pipe(**scene.media(), frame_stride=5, generator=torch.Generator().manual_seed(0)).saliency[5]
+        grey = strip[:, -180:, 0]
+        assert abs(grey.mean() / 255 - last.mean()) < 0.02
 
     def test_a_loss_that_is_no_number(self, tmp_path, capsys):
         file = tmp_path / "run.yaml"

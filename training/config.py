@@ -21,8 +21,10 @@ class ModelConfig:
     """The networks that are trained.
 
     Args:
-        folder: a pipeline's folder to start from; else a new pipeline is built from the encoders.
-        video, audio: names of encoders, see `DiffSalPipeline.from_encoders`.
+        folder: a pipeline's folder to start from, whose networks and sizes stay; else a new pipeline is built from the
+            encoders and the settings below.
+        video, audio: names of encoders, see `DiffSalPipeline.from_encoders`. A pipeline from `folder` without an audio
+            encoder gets this one; null leaves it without.
         pretrained, audio_pretrained: their weights: true to download them, or the path of a file.
         frame_size: height and width that the networks see.
         num_frames: frames of a clip; null for the video encoder's own.
@@ -51,7 +53,8 @@ class DataConfig:
 
     Args:
         name, root, split, fold: see `load_saliency_dataset`.
-        weight: its share of the clips, in proportion to the others' weights.
+        weight: its share of the clips, in proportion to the others' weights; with equal weights, small sets come as
+            often as large ones.
         stride: a clip for every so many frames.
         limit: the first so many videos only.
     """

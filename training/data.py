@@ -19,7 +19,7 @@ class StepSampler(Sampler[list[int]]):
 
     Args:
         sizes: clips of each data set.
-        weights: of each data set; `None` for their sizes.
+        weights: of each data set: its share of an epoch's clips.
         epoch_clips: clips of an epoch.
         batch_size: clips of a process's batch.
         num_processes, process: how many processes share a step, and which one this is.

@@ -70,9 +70,11 @@ def summarize(
         f"{config.batch_size // share}, on {accelerator.device.type}, precision {accelerator.mixed_precision}"
     )
     states = state_bytes(pipe, bool(config.ema_decay)) / 1e9
-    activations = activation_bytes(pipe, config.batch_size // share) / 1e9
-    lines.append(
-        f"memory of each process: about {states:.2f} GB for weights, gradients, optimizer and averages, and "
-        f"{activations:.2f} GB for activations in float32"
-    )
+    lines.append(f"memory of each process: about {states:.2f} GB for weights, gradients, optimizer and averages")
+    try:
+        activations = activation_bytes(pipe, config.batch_size // share) / 1e9
+    except Exception as error:  # a user's own encoder may not run without data
+        lines.append(f"and an unknown amount for activations ({type(error).__name__} without data)")
+    else:
+        lines.append(f"and {activations:.2f} GB for activations in float32")
     return "\n".join(lines)

@@ -4,6 +4,8 @@ One loop over the functions of this package: networks, data, optimizer, steps, v
 """
 
 import argparse
+import importlib.util
+import inspect
 import json
 import math
 import sys
@@ -26,7 +28,7 @@ from diffusers.utils import logging
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from diffsal_diffusers import DiffSalPipeline, InputError, load_pipeline
+from diffsal_diffusers import DiffSalPipeline, InputError, SaliencyUNet, load_pipeline
 from diffsal_diffusers.data import SaliencyClips, load_saliency_dataset
 from diffsal_diffusers.metrics import METRICS
 
@@ -43,6 +45,10 @@ def build_pipeline(config: TrainingConfig) -> DiffSalPipeline:
         if pipe.audio_encoder is None and model.audio is not None:
             pipe = add_audio(pipe, config)
     else:
+        known = inspect.signature(SaliencyUNet).parameters
+        for key in model.unet:
+            if key not in known:
+                raise InputError(f"there is no key `model.unet.{key}`; there are {', '.join(known)}")
         pipe = DiffSalPipeline.from_encoders(
             model.video,
             model.audio,
@@ -67,6 +73,7 @@ def build_pipeline(config: TrainingConfig) -> DiffSalPipeline:
     if pipe.audio_encoder is not None and pipe.unet.config.interaction == "none":
         pipe.audio_encoder.requires_grad_(False)
     if model.lora_rank is not None:
+        require_package("peft", "`model.lora_rank`")
         from peft import LoraConfig
 
         for part in networks.values():
@@ -77,6 +84,12 @@ def build_pipeline(config: TrainingConfig) -> DiffSalPipeline:
             if name not in model.freeze and part._supports_gradient_checkpointing:
                 part.enable_gradient_checkpointing()
     return pipe
+
+
+def require_package(name: str, what_for: str) -> None:
+    """Refuses settings that need a package which is not installed."""
+    if importlib.util.find_spec(name) is None:
+        raise InputError(f"the package {name} is not installed, and is needed for {what_for}")
 
 
 def add_audio(pipe: DiffSalPipeline, config: TrainingConfig) -> DiffSalPipeline:
@@ -125,6 +138,8 @@ def train(config: TrainingConfig, resume: str | None = None) -> Path:
         InputError: the config, the data, the disk or the loss is wrong; the message says which.
     """
     # 1. Prepare processes, networks and data.
+    if config.tracker != "none":
+        require_package(config.tracker, "`tracker`; none does without")
     output = Path(config.output)
     accelerator = Accelerator(
         # Said outright, since accelerate takes torchrun's processes for one each where there is no GPU.
@@ -312,7 +327,11 @@ def main(argv: list[str] | None = None) -> int:
         print("interrupted; go on with --resume latest", file=sys.stderr)
         return 130
     except InputError as error:
-        print(f"train: {error}", file=sys.stderr)
+        # Out of a data worker it comes wrapped in the worker's traceback.
+        print(f"train: {str(error).rsplit('InputError: ', 1)[-1].strip()}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        print(f"train: {error.filename or args.config}: {error.strerror or error}", file=sys.stderr)
         return 1
     print(folder)
     return 0

@@ -85,18 +85,18 @@ def step_pictures(pipe: DiffSalPipeline, recording: Recording, seed: int) -> np.
     def keep(pipe, step, timestep, tensors):
         estimates.append(tensors["prediction"])
 
-    steps = pipe.config.default_num_inference_steps
     maps = pipe.stream(
         **recording.media(),
-        start=max(index - 0.5, 0) / recording.fps,
-        duration=0.9 / recording.fps,
-        num_inference_steps=steps,
+        frame_stride=max(index, 1),
+        batch_size=1,
         generator=torch.Generator().manual_seed(seed),
         callback_on_step_end=keep,
         callback_on_step_end_tensor_inputs=["prediction"],
     )
-    for _ in maps:
-        break
+    for place, _ in enumerate(maps):
+        if place == index:
+            break
+    estimates = estimates[-pipe.config.default_num_inference_steps :]  # those of the frame's own clip
     low, high = pipe.unet.config.sample_range
     frame = recording.frame(index)
     size = (max(round(PICTURE_HEIGHT * frame.shape[1] / frame.shape[0]), 1), PICTURE_HEIGHT)
