@@ -3,7 +3,7 @@
 import difflib
 import typing
 from collections.abc import Sequence
-from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -234,11 +234,6 @@ def _check(config: TrainingConfig, where: str) -> None:
     for metric in config.validation.metrics:
         if metric not in METRICS:
             raise InputError(f"{where}: there is no metric {metric!r}; there are {', '.join(METRICS)}")
-
-
-def config_as_dict(config: TrainingConfig) -> dict[str, Any]:
-    """The reverse of [`build_config`]."""
-    return asdict(config)
 
 
 def _override(content: dict[str, Any], override: str) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch.utils.data import ConcatDataset, Dataset, Sampler
+from torch.utils.data import Sampler
 
 
 class StepSampler(Sampler[list[int]]):
@@ -139,8 +139,3 @@ def draw_noise(
             )
         )
     return StepNoise(*(torch.stack(values) for values in zip(*drawn, strict=True)))
-
-
-def concatenate(datasets: Sequence[Dataset]) -> ConcatDataset:
-    """The mix of data sets that [`StepSampler`]'s indices are for."""
-    return ConcatDataset(datasets)

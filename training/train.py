@@ -10,6 +10,7 @@ import json
 import math
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -17,22 +18,19 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration, set_seed
 from diffsal_diffusers.schedulers import create_scheduler
 from diffsal_diffusers.training.checkpoints import STATE, Checkpoints
-from diffsal_diffusers.training.config import TrainingConfig, config_as_dict, list_configs, load_config
-from diffsal_diffusers.training.data import StepSampler, concatenate, draw_noise
+from diffsal_diffusers.training.config import TrainingConfig, list_configs, load_config
+from diffsal_diffusers.training.data import StepSampler, draw_noise
 from diffsal_diffusers.training.memory import summarize
 from diffsal_diffusers.training.module import DiffSalTraining
 from diffsal_diffusers.training.validation import validate
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
-from diffusers.utils import logging
-from torch.utils.data import DataLoader
+from torch.utils.data import ConcatDataset, DataLoader
 from tqdm.auto import tqdm
 
 from diffsal_diffusers import DiffSalPipeline, InputError, SaliencyUNet, load_pipeline
 from diffsal_diffusers.data import SaliencyClips, load_saliency_dataset
 from diffsal_diffusers.metrics import METRICS
-
-logger = logging.get_logger(__name__)
 
 LORA_TARGETS = ["to_q", "to_k", "to_v", "to_out"]
 
@@ -204,13 +202,13 @@ def train(config: TrainingConfig, resume: str | None = None) -> Path:
         first_step, steps, config.seed,
     )  # fmt: skip
     loader = DataLoader(
-        concatenate(clips), batch_sampler=sampler, num_workers=config.workers,
+        ConcatDataset(clips), batch_sampler=sampler, num_workers=config.workers,
         pin_memory=accelerator.device.type == "cuda", generator=torch.Generator(),
     )  # fmt: skip
     if accelerator.is_main_process:
         print(summarize(config, pipe, clips, steps, accelerator), file=sys.stderr)
         output.mkdir(parents=True, exist_ok=True)
-        (output / "config.json").write_text(json.dumps(config_as_dict(config), indent=2) + "\n")
+        (output / "config.json").write_text(json.dumps(asdict(config), indent=2) + "\n")
     if config.tracker != "none":
         accelerator.init_trackers("training")
 

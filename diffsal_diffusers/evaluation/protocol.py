@@ -74,7 +74,9 @@ class VideoScorer:
             PredictionError: a map holds NaN or infinity.
             InputError: the fixations are missing or damaged.
         """
-        truth = {"density": density[None], "baseline": centre_prior(density.shape)[None]}
+        truth = {"density": density[None]}
+        if any("baseline" in METRICS[metric].needs for metric in self.metrics):
+            truth["baseline"] = centre_prior(density.shape)[None]
         fixations = self.recording.fixations(index)
         if fixations is not None:
             if not fixations.any():
