@@ -8,9 +8,10 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw
 
+from ..media.writers import complete_path
 from ..metrics import METRICS
 from .protocol import mean
-from .runner import file_name, write_atomically, write_json
+from .runner import file_name, write_json, write_text
 
 # Table 6 of the DiffSal paper (CVPR 2024): CC, NSS, AUC-J, SIM.
 PUBLISHED_METRICS = ("cc", "nss", "auc_judd", "sim")
@@ -151,10 +152,10 @@ def write_report(
         for result in results:
             for name, by in result["scores"].items():
                 writer.writerow([fold, result["video_id"], name, result["frames"], *(repr(by[m]) for m in metrics)])
-    write_atomically(folder / "per_video.csv", lambda part: part.write_text(table.getvalue(), encoding="utf-8"))
+    write_text(folder / "per_video.csv", table.getvalue())
 
     markdown = markdown_table(dataset, scores, titles, metrics)
-    write_atomically(folder / "table.md", lambda part: part.write_text(markdown + "\n", encoding="utf-8"))
+    write_text(folder / "table.md", markdown + "\n")
     write_page(folder, [result["video_id"] for results in folds.values() for result in results], list(titles.values()))
     return markdown
 
@@ -183,4 +184,5 @@ def write_page(folder: Path, video_ids: Sequence[str], titles: Sequence[str]) ->
             draw.text((place * strip.width / len(columns) + 4, top + 4), title, fill="black", font_size=13)
         page.paste(strip, (0, top + margin))
         top += strip.height + margin
-    write_atomically(folder / "examples.png", lambda part: page.save(part, "png"))
+    with complete_path(folder / "examples.png") as part:
+        page.save(part)

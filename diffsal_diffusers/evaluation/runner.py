@@ -2,8 +2,7 @@
 
 import hashlib
 import json
-import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +14,7 @@ from tqdm.auto import tqdm
 
 from ..data import Recording, open_recording
 from ..errors import InputError
+from ..media.writers import complete_path
 from .predictors import Predictor
 from .protocol import PredictionError, VideoScorer
 
@@ -163,9 +163,8 @@ class Evaluation:
             saliency = saliency.cpu().float()
             grey = (255 * saliency / saliency.amax().clamp(min=1e-12)).clamp(0, 255).numpy().astype(np.uint8)
             strip.paste(Image.fromarray(grey).resize(size), (place * size[0], 0))
-        write_atomically(
-            self.folder / "examples" / f"{file_name(recording.video_id)}.png", lambda file: strip.save(file, "png")
-        )
+        with complete_path(self.folder / "examples" / f"{file_name(recording.video_id)}.png") as part:
+            strip.save(part)
         return True
 
 
@@ -185,20 +184,15 @@ def fingerprint(path: Path) -> str:
     return digest.hexdigest()[:16]
 
 
-def write_atomically(file: Path, write: Callable[[Path], None]) -> None:
-    """A file that is there complete or not at all."""
-    part = file.with_name(f".{file.name}.{os.getpid()}")
-    try:
-        write(part)
-        part.replace(file)
-    finally:
-        part.unlink(missing_ok=True)
-
-
 def write_json(file: Path, content: object) -> None:
     """JSON, complete or not at all."""
-    text = json.dumps(content, indent=2)
-    write_atomically(file, lambda part: part.write_text(text + "\n", encoding="utf-8"))
+    write_text(file, json.dumps(content, indent=2) + "\n")
+
+
+def write_text(file: Path, text: str) -> None:
+    """A text in UTF-8, complete or not at all."""
+    with complete_path(file) as part:
+        part.write_text(text, encoding="utf-8")
 
 
 def read_json(file: Path) -> dict:
