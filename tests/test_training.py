@@ -57,7 +57,7 @@ def trained():
     losses = []
     for step in range(250):
         saliency, video, audio = scenes(8, seed=step)
-        chance = draw_noise(1, step, range(8), SIZE, 1000, 0.15, 0.15, 0.0)
+        chance = draw_noise(1, step, range(8), SIZE, 1000, 1.0, 0.15, 0.15, 0.0)
         loss = objective(unet, scheduler, saliency, video, audio, chance).mean()
         optimizer.zero_grad()
         loss.backward()
@@ -70,7 +70,7 @@ class TestObjective:
     def test_it_is_equation_10(self):
         unet, scheduler = draw_weights(tiny_unet()), create_scheduler()
         saliency, video, audio = scenes(3, seed=0)
-        chance = draw_noise(5, 0, range(3), SIZE, 1000, 0.0, 0.0, 0.0)
+        chance = draw_noise(5, 0, range(3), SIZE, 1000, 1.0, 0.0, 0.0, 0.0)
         assert len(set(chance.timesteps.tolist())) == 3  # one timestep a sample
         losses = objective(unet, scheduler, saliency, video, audio, chance)
         for i, t in enumerate(chance.timesteps):
@@ -213,7 +213,7 @@ class TestWhatAStepSees:
         assert sum(i < 10 for i in flat) / len(flat) == pytest.approx(0.75, abs=0.03)
 
     def test_chance_belongs_to_the_place_in_the_batch(self):
-        arguments = (SIZE, 1000, 0.2, 0.3, 0.4)
+        arguments = (SIZE, 1000, 4.0, 0.2, 0.3, 0.4)
         whole = draw_noise(3, 7, range(6), *arguments)
         part = draw_noise(3, 7, range(2, 4), *arguments)
         for name, value in vars(part).items():
@@ -221,7 +221,7 @@ class TestWhatAStepSees:
         assert not torch.equal(draw_noise(3, 8, range(6), *arguments).noise, whole.noise)
 
     def test_shares_of_dropped_modalities(self):
-        drawn = [draw_noise(0, step, range(50), (1, 1), 1000, 0.2, 0.3, 0.4) for step in range(40)]
+        drawn = [draw_noise(0, step, range(50), (1, 1), 1000, 1.0, 0.2, 0.3, 0.4) for step in range(40)]
         video, audio, aligned = (
             torch.cat([getattr(d, name) for d in drawn]) for name in ("keep_video", "keep_audio", "self_aligned")
         )

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -11,9 +12,11 @@ import torch
 from accelerate import Accelerator
 from diffusers.training_utils import EMAModel
 from safetensors import SafetensorError
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from ..errors import InputError
 from ..pipelines import DiffSalPipeline
+from .module import DiffSalTraining
 
 STATE = "training_state"
 ADAPTER = "unet_lora"
@@ -40,16 +43,14 @@ class Checkpoints:
         accelerator: Accelerator,
         pipe: DiffSalPipeline,
         ema: EMAModel | None,
-        trained: Sequence[torch.nn.Parameter],
         progress: dict[str, object],
     ) -> Path:
         """Writes a checkpoint under a hidden name, and renames it when it is complete.
 
         Args:
             accelerator: whose state is saved: weights, optimizer, schedule.
-            pipe: the pipeline, its networks unwrapped.
-            ema: moving averages of the trained weights; the pipeline's folder holds these.
-            trained: the weights that they are of.
+            pipe: the pipeline as it is to be saved, see `copy_weights`.
+            ema: moving averages of the trained weights.
             progress: the step, and whatever else a resumed run must know.
 
         Raises:
@@ -59,11 +60,14 @@ class Checkpoints:
         part = self.folder / f".{name}.part"
         with self._writing(accelerator, name, part):
             accelerator.save_state(str(part / STATE), safe_serialization=True)
+            averages = None
+            if ema is not None:
+                averages = ema.state_dict() | {"shadow_params": [whole(a).cpu() for a in ema.shadow_params]}
             accelerator.wait_for_everyone()
             if accelerator.is_main_process:
-                save_pipeline(pipe, ema, trained, part)
-                if ema is not None:
-                    accelerator.save(ema.state_dict(), part / STATE / "ema.pt")
+                save_pipeline(pipe, part)
+                if averages is not None:
+                    torch.save(averages, part / STATE / "ema.pt")
                 (part / STATE / "progress.json").write_text(json.dumps(progress, indent=2) + "\n")
                 self._replace(part, name)
                 for old in self.all()[: -self.keep]:
@@ -74,8 +78,6 @@ class Checkpoints:
         self,
         accelerator: Accelerator,
         pipe: DiffSalPipeline,
-        ema: EMAModel | None,
-        trained: Sequence[torch.nn.Parameter],
         scores: dict[str, float],
     ) -> None:
         """Writes the pipeline alone into `best`, with what it scored.
@@ -86,7 +88,7 @@ class Checkpoints:
         part = self.folder / ".best.part"
         with self._writing(accelerator, "best", part):
             if accelerator.is_main_process:
-                save_pipeline(pipe, ema, trained, part)
+                save_pipeline(pipe, part)
                 (part / "validation.json").write_text(json.dumps(scores, indent=2) + "\n")
                 self._replace(part, "best")
 
@@ -141,22 +143,58 @@ class Checkpoints:
         return Path(which)
 
 
-def save_pipeline(
-    pipe: DiffSalPipeline, ema: EMAModel | None, trained: Sequence[torch.nn.Parameter], folder: Path
+    def restore(self, folder: Path, accelerator: Accelerator, ema: EMAModel | None) -> None:
+        """Brings weights, optimizer, schedule and averages back to where a checkpoint left them.
+
+        Raises:
+            InputError: it is of another network or other settings, or incomplete.
+        """
+        try:
+            accelerator.load_state(str(folder / STATE))
+            if ema is not None:
+                averages = torch.load(folder / STATE / "ema.pt", map_location="cpu", weights_only=True)
+                for here, saved in zip(ema.shadow_params, averages["shadow_params"], strict=True):
+                    here.copy_(distribute_tensor(saved.to(here.device), here.device_mesh, here.placements)
+                               if isinstance(here, DTensor) else saved)  # fmt: skip
+                ema.load_state_dict(averages | {"shadow_params": ema.shadow_params})
+        except (OSError, RuntimeError, KeyError, ValueError, SafetensorError, pickle.UnpicklingError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise InputError(
+                f"{folder}: this run cannot go on from it, since its networks, what of them is trained, or their "
+                f"averages and precision are not this run's, or files are missing ({reason})"
+            ) from error
+
+
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor of which every process may hold a shard, in full. All processes must call this."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+@torch.no_grad()
+def copy_weights(
+    module: DiffSalTraining, ema: EMAModel | None, trained: Sequence[torch.nn.Parameter], pipe: DiffSalPipeline
 ) -> None:
-    """Writes the pipeline with the averaged weights, where there are any; adapters merged and by themselves too."""
-    if ema is not None:
-        ema.store(trained)
-        ema.copy_to(trained)
-    try:
-        if getattr(pipe.unet, "peft_config", None):
-            pipe.unet.save_lora_adapter(folder / ADAPTER, adapter_name="default")
-            merged_pipeline(pipe).save_pretrained(folder)
-        else:
-            pipe.save_pretrained(folder)
-    finally:
-        if ema is not None:
-            ema.restore(trained)
+    """Copies what is trained into a pipeline, averaged where there are averages. All processes must call this.
+
+    Args:
+        module: the networks in training, which may be in shards.
+        ema: moving averages of `trained`.
+        trained: its weights that are trained.
+        pipe: a copy of the pipeline that `module` was made of.
+    """
+    averages = dict(zip(trained, ema.shadow_params, strict=True)) if ema is not None else {}
+    for name, network in module.named_children():
+        for copied, parameter in zip(getattr(pipe, name).parameters(), network.parameters(), strict=True):
+            if parameter.requires_grad:
+                copied.copy_(whole(averages.get(parameter, parameter)))
+
+
+def save_pipeline(pipe: DiffSalPipeline, folder: Path) -> None:
+    """Writes the pipeline; one with adapters with these merged, and the adapters by themselves too."""
+    if getattr(pipe.unet, "peft_config", None):
+        pipe.unet.save_lora_adapter(folder / ADAPTER, adapter_name="default")
+        pipe = merged_pipeline(pipe)
+    pipe.save_pretrained(folder)
 
 
 def merged_pipeline(pipe: DiffSalPipeline) -> DiffSalPipeline:

@@ -108,6 +108,9 @@ class TrainingConfig:
         lr_schedule, warmup_steps: see `diffusers.optimization.get_scheduler`.
         max_grad_norm: the gradient is clipped to this norm.
         loss: weights of the losses, see `saliency_losses`.
+        timestep_shift: draws more of the noisy timesteps: 1 for all alike, 4 for four fifths of them above T / 2. Maps
+            are smooth, so that much of them shows through the noise of the others, and a network has little to learn
+            from picture and sound there.
         snr_gamma: Min-SNR weighting of timesteps; null for none.
         drop_audio, drop_video: share of samples that lose a modality, which trains the null conditions; never both.
         self_aligned: share of samples whose noisy map is made of the network's own estimate (self-aligned denoising).
@@ -139,6 +142,7 @@ class TrainingConfig:
     warmup_steps: int = 0
     max_grad_norm: float = 1.0
     loss: dict[str, float] = field(default_factory=lambda: {"mse": 1.0})
+    timestep_shift: float = 1.0
     snr_gamma: float | None = None
     drop_audio: float = 0.1
     drop_video: float = 0.1
@@ -219,6 +223,8 @@ def _check(config: TrainingConfig, where: str) -> None:
         raise InputError(f"{where}: `drop_audio` and `drop_video` must not be more than 1 together")
     if not 0 <= config.ema_decay < 1:
         raise InputError(f"{where}: `ema_decay` must be from 0 to below 1, got {config.ema_decay}")
+    if not config.timestep_shift > 0:
+        raise InputError(f"{where}: `timestep_shift` must be above 0, got {config.timestep_shift}")
     for i, data in enumerate(config.data):
         if not data.weight > 0:
             raise InputError(f"{where}: `data.{i}.weight` must be above 0, got {data.weight}")

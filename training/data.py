@@ -109,6 +109,7 @@ def draw_noise(
     places: range,
     size: tuple[int, int],
     num_timesteps: int,
+    timestep_shift: float,
     drop_video: float,
     drop_audio: float,
     self_aligned: float,
@@ -121,16 +122,18 @@ def draw_noise(
         places: places of the samples in the whole step's batch.
         size: height and width of the maps.
         num_timesteps: T.
+        timestep_shift: s, of timesteps T s u / (1 + (s - 1) u) with u uniform in [0, 1) (arXiv 2403.03206, eq. 23).
         drop_video, drop_audio, self_aligned: shares, see `TrainingConfig`.
     """
     drawn = []
     for place in places:
         generator = torch.Generator().manual_seed((seed * 1_000_003 + step) * 65_537 + place)
-        chance = torch.rand(2, generator=generator)
+        chance, uniform = torch.rand(2, generator=generator), torch.rand((), generator=generator)
+        time = timestep_shift * uniform / (1 + (timestep_shift - 1) * uniform)
         drawn.append(
             (
                 torch.randn(1, *size, generator=generator),
-                torch.randint(num_timesteps, (), generator=generator),
+                (num_timesteps * time).long().clamp(max=num_timesteps - 1),
                 chance[0] >= drop_video,
                 # Of a sample that loses one modality the other is kept: nothing can be learned from neither.
                 (chance[0] < drop_video) | (chance[0] >= drop_video + drop_audio),

@@ -12,12 +12,12 @@ from .config import TrainingConfig
 
 
 def state_bytes(pipe: DiffSalPipeline, ema: bool) -> int:
-    """Bytes of weights, gradients, Adam's two moments and moving averages, in float32."""
+    """Bytes of weights, their copy to validate and save, gradients, Adam's moments and averages, in float32."""
     total = 0
     for part in (pipe.unet, pipe.video_encoder, pipe.audio_encoder):
         if part is not None:
             for p in part.parameters():
-                copies = 1 + (3 + int(ema) if p.requires_grad else 0)
+                copies = 2 + (3 + int(ema) if p.requires_grad else 0)
                 total += copies * p.numel() * 4
     return total
 

@@ -4,6 +4,7 @@ One loop over the functions of this package: networks, data, optimizer, steps, v
 """
 
 import argparse
+import copy
 import importlib.util
 import inspect
 import json
@@ -15,9 +16,9 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration, set_seed
+from accelerate.utils import DistributedDataParallelKwargs, DistributedType, ProjectConfiguration, set_seed
 from diffsal_diffusers.schedulers import create_scheduler
-from diffsal_diffusers.training.checkpoints import STATE, Checkpoints
+from diffsal_diffusers.training.checkpoints import STATE, Checkpoints, copy_weights, whole
 from diffsal_diffusers.training.config import TrainingConfig, list_configs, load_config
 from diffsal_diffusers.training.data import StepSampler, draw_noise
 from diffsal_diffusers.training.memory import summarize
@@ -63,7 +64,7 @@ def build_pipeline(config: TrainingConfig) -> DiffSalPipeline:
         if name not in ("unet", "video_encoder", "audio_encoder"):
             raise InputError(f"`model.freeze` may name unet, video_encoder, audio_encoder; got {name!r}")
     for name, part in networks.items():
-        part.requires_grad_(name not in model.freeze)
+        part.requires_grad_(name not in model.freeze).eval()
     if pipe.audio_encoder is None and pipe.unet.config.interaction != "none":
         pipe.unet.audio_enhancement.requires_grad_(False)  # nothing flows through it
     if pipe.video_encoder is None:
@@ -156,25 +157,23 @@ def train(config: TrainingConfig, resume: str | None = None) -> Path:
             f"`batch_size` = {config.batch_size} must be divisible by the processes times `accumulation`, "
             f"{accelerator.num_processes} x {config.accumulation}"
         )
+    check_sharding(accelerator, config)
     epoch_clips = config.epoch_clips or sum(len(c) for c in clips)
     steps = config.steps or math.ceil(config.epochs * epoch_clips / config.batch_size)
 
     # 2. Prepare the optimizer.
     # All samplers share the forward process of equation 1. Some of diffusers' classes add noise by the steps that they
     # were last set to, so the pipeline's own is for sampling only.
-    module = DiffSalTraining(pipe, create_scheduler("ddim"), config).train()
-    trained = [p for p in module.parameters() if p.requires_grad]
-    if not trained:
-        raise InputError("nothing is left to train: `model.freeze` names all networks")
-    optimizer = torch.optim.AdamW(trained, lr=config.learning_rate, weight_decay=config.weight_decay)
+    module = DiffSalTraining(copy.deepcopy(pipe), create_scheduler("ddim"), config).train()
+    pipe.to(accelerator.device)  # what is validated and saved: whole in every process, with averaged weights
+    optimizer = torch.optim.AdamW(trained_weights(module), lr=config.learning_rate, weight_decay=config.weight_decay)
     schedule = get_scheduler(
         config.lr_schedule, optimizer, num_warmup_steps=config.warmup_steps, num_training_steps=steps
     )
-    ema = EMAModel(trained, decay=config.ema_decay, use_ema_warmup=True) if config.ema_decay else None
     wrapped, optimizer = accelerator.prepare(module, optimizer)
     accelerator.register_for_checkpointing(schedule)
-    if ema is not None:
-        ema.to(accelerator.device)
+    trained = trained_weights(module)  # of this process: FSDP has put shards in their place
+    ema = EMAModel(trained, decay=config.ema_decay, use_ema_warmup=True) if config.ema_decay else None
 
     # 3. Resume.
     checkpoints, first_step, best = Checkpoints(output / "checkpoints", config.keep_checkpoints), 0, None
@@ -187,11 +186,7 @@ def train(config: TrainingConfig, resume: str | None = None) -> Path:
                 f"{accelerator.num_processes}: clips and noise stay the same",
                 file=sys.stderr,
             )
-        accelerator.load_state(str(folder / STATE))
-        if ema is not None:
-            averages = torch.load(folder / STATE / "ema.pt", map_location="cpu", weights_only=True)
-            ema.load_state_dict(averages)
-            ema.to(accelerator.device)
+        checkpoints.restore(folder, accelerator, ema)
         first_step, best = progress["step"], checkpoints.best(config.validation.metric)
     elif checkpoints.all():
         raise InputError(f"{output} holds a run already; go on with --resume latest, or give another `output`")
@@ -229,7 +224,8 @@ def train(config: TrainingConfig, resume: str | None = None) -> Path:
             begin = (part * accelerator.num_processes + accelerator.process_index) * per_batch
             chance = draw_noise(
                 config.seed, step, range(begin, begin + per_batch), size,
-                pipe.scheduler.config.num_train_timesteps, config.drop_video, config.drop_audio, config.self_aligned,
+                pipe.scheduler.config.num_train_timesteps, config.timestep_shift, config.drop_video, config.drop_audio,
+                config.self_aligned,
             ).to(accelerator.device)  # fmt: skip
             # Networks that drop parts at random draw from torch's own generator: let that follow from the step, too.
             torch.manual_seed((config.seed * 1_000_003 + step) * 65_537 + begin)
@@ -244,10 +240,10 @@ def train(config: TrainingConfig, resume: str | None = None) -> Path:
                 f"the loss is {value} at step {step + 1}: a smaller `learning_rate`, or `mixed_precision` no, may "
                 f"help; {len(checkpoints.all())} checkpoints are kept in {checkpoints.folder}"
             )
-        norm = accelerator.clip_grad_norm_(trained, config.max_grad_norm)
-        if accelerator.scaler is None and norm is not None and not math.isfinite(norm):
+        norm = float(whole(accelerator.clip_grad_norm_(trained, config.max_grad_norm)) or 0)
+        if accelerator.scaler is None and not math.isfinite(norm):
             raise InputError(
-                f"the gradient is {float(norm)} at step {step + 1}: a smaller `learning_rate` may help; "
+                f"the gradient is {norm} at step {step + 1}: a smaller `learning_rate` may help; "
                 f"{len(checkpoints.all())} checkpoints are kept in {checkpoints.folder}"
             )
         optimizer.step()
@@ -266,28 +262,58 @@ def train(config: TrainingConfig, resume: str | None = None) -> Path:
             if bar.disable and accelerator.is_main_process:  # no terminal: a line now and then, for a log
                 print(f"step {done} of {steps}: loss {value:.5f}, {speed:.1f} clips/s", file=sys.stderr)
             accelerator.log(
-                {"loss": value, "learning_rate": schedule.get_last_lr()[0], "gradient_norm": float(norm or 0.0),
+                {"loss": value, "learning_rate": schedule.get_last_lr()[0], "gradient_norm": norm,
                  "clips_per_second": speed, "share_of_time_waiting_for_data": waited / seconds}, step=done,
             )  # fmt: skip
-        if done % config.checkpoint_every == 0 or done == steps:
+        saves = done % config.checkpoint_every == 0 or done == steps
+        validates = config.validation.data is not None and (done % config.validation.every == 0 or done == steps)
+        if saves or validates:
+            copy_weights(module, ema, trained, pipe)
+        if saves:
             progress = {
                 "step": done, "batch_size": config.batch_size, "epoch_clips": epoch_clips, "seed": config.seed,
                 "processes": accelerator.num_processes,
             }  # fmt: skip
-            saved = checkpoints.save(accelerator, pipe, ema, trained, progress)
-        if config.validation.data is not None and (done % config.validation.every == 0 or done == steps):
-            scores = validate(accelerator, pipe, ema, trained, config, done)
-            module.train()
+            saved = checkpoints.save(accelerator, pipe, ema, progress)
+        if validates:
+            scores = validate(accelerator, pipe, config, done)
             score = scores[config.validation.metric]
             sign = 1 if METRICS[config.validation.metric].higher_is_better else -1
             if math.isfinite(score) and (best is None or sign * score > sign * best):
                 best = score
-                checkpoints.save_best(accelerator, pipe, ema, trained, {"step": done, config.validation.metric: score})
+                checkpoints.save_best(accelerator, pipe, {"step": done, config.validation.metric: score})
     bar.close()
     for dataset in clips:
         dataset.report_skipped()
     accelerator.end_training()
     return saved or checkpoints.find("latest")
+
+
+def check_sharding(accelerator: Accelerator, config: TrainingConfig) -> None:
+    """Refuses what the loop cannot do where processes share the state of training, and sets DeepSpeed up."""
+    kind = accelerator.distributed_type
+    if kind not in (DistributedType.FSDP, DistributedType.DEEPSPEED):
+        return
+    if accelerator.mixed_precision != "no":
+        raise InputError(f"with {kind.value} training is in float32 only: `mixed_precision` must be no")
+    if kind == DistributedType.FSDP and not accelerator.is_fsdp2:
+        raise InputError("of FSDP, version 2 is needed: `fsdp_version: 2` in the config of accelerate")
+    if kind == DistributedType.DEEPSPEED:
+        plugin = accelerator.state.deepspeed_plugin
+        if plugin.zero_stage > 2:
+            raise InputError("of DeepSpeed, ZeRO stages up to 2 work; FSDP shares the weights too")
+        if config.accumulation > 1:
+            raise InputError("with DeepSpeed `accumulation` must be 1")
+        plugin.deepspeed_config["train_micro_batch_size_per_gpu"] = config.batch_size // accelerator.num_processes
+        plugin.deepspeed_config["gradient_clipping"] = config.max_grad_norm
+
+
+def trained_weights(module: DiffSalTraining) -> list[torch.nn.Parameter]:
+    """What of the networks is not frozen."""
+    trained = [p for p in module.parameters() if p.requires_grad]
+    if not trained:
+        raise InputError("nothing is left to train: `model.freeze` names all networks")
+    return trained
 
 
 def read_progress(folder: Path, config: TrainingConfig, epoch_clips: int) -> dict:

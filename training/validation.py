@@ -4,7 +4,6 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-from diffusers.training_utils import EMAModel
 from diffusers.utils import logging
 from PIL import Image
 
@@ -23,12 +22,10 @@ PICTURE_HEIGHT = 120  # pixels
 def validate(
     accelerator: Accelerator,
     pipe: DiffSalPipeline,
-    ema: EMAModel | None,
-    trained: list[torch.nn.Parameter],
     config: TrainingConfig,
     step: int,
 ) -> dict[str, float]:
-    """Scores the pipeline, with the averaged weights where there are any; logs the scores and some pictures.
+    """Scores the pipeline, which every process must have whole; logs the scores and some pictures.
 
     Returns:
         the mean over videos of each metric, the same in every process.
@@ -36,41 +33,31 @@ def validate(
     data = config.validation.data
     entries = load_saliency_dataset(data.name, data.root, split=data.split, fold=data.fold)
     entries = list(entries)[: data.limit]
-    if ema is not None:
-        ema.store(trained)
-        ema.copy_to(trained)
-    networks = [part for part in (pipe.unet, pipe.video_encoder, pipe.audio_encoder) if part is not None]
-    for network in networks:
-        network.eval()
     pipe.set_progress_bar_config(disable=True)
     predict = PipelinePredictor(pipe, seed=config.seed, batch_size=4)
     results = []
-    try:
-        for place in range(accelerator.process_index, len(entries), accelerator.num_processes):
-            recording = open_recording(entries[place])
-            frames = range(0, recording.num_frames, config.validation.frame_step)
-            scorer = VideoScorer(recording, ["model"], config.validation.metrics, config.seed)
-            try:
-                for index, prediction in zip(frames, predict(recording, frames), strict=False):
-                    scorer.score(index, recording.density(index), {"model": prediction})
-            except PredictionError:
-                raise
-            except InputError as error:
-                logger.warning(f"{recording.video_id} is left out of the validation: {error}")
-                continue
-            results.append((place, scorer.means()["model"]))
-        if accelerator.is_main_process:
-            pictures = {}
-            for entry in entries[: config.validation.num_pictures]:
-                recording = open_recording(entry)
-                pictures[recording.video_id] = step_pictures(pipe, recording, config.seed)[None]
-            for tracker in accelerator.trackers:
-                if hasattr(tracker, "log_images"):
-                    layout = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
-                    tracker.log_images(pictures, step=step, **layout)
-    finally:
-        if ema is not None:
-            ema.restore(trained)
+    for place in range(accelerator.process_index, len(entries), accelerator.num_processes):
+        recording = open_recording(entries[place])
+        frames = range(0, recording.num_frames, config.validation.frame_step)
+        scorer = VideoScorer(recording, ["model"], config.validation.metrics, config.seed)
+        try:
+            for index, prediction in zip(frames, predict(recording, frames), strict=False):
+                scorer.score(index, recording.density(index), {"model": prediction})
+        except PredictionError:
+            raise
+        except InputError as error:
+            logger.warning(f"{recording.video_id} is left out of the validation: {error}")
+            continue
+        results.append((place, scorer.means()["model"]))
+    if accelerator.is_main_process:
+        pictures = {}
+        for entry in entries[: config.validation.num_pictures]:
+            recording = open_recording(entry)
+            pictures[recording.video_id] = step_pictures(pipe, recording, config.seed)[None]
+        for tracker in accelerator.trackers:
+            if hasattr(tracker, "log_images"):
+                layout = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
+                tracker.log_images(pictures, step=step, **layout)
     results = [scores for _, scores in sorted(gather_object(results), key=lambda item: item[0])]
     scores = {metric: mean(result[metric] for result in results) for metric in config.validation.metrics}
     accelerator.log({f"validation/{metric}": value for metric, value in scores.items()}, step=step)
