@@ -203,7 +203,7 @@ def main() -> None:
     """Runs what is not done yet, then prints and writes the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, default=Path("runs/synthetic_study"), help="of the runs")
-    parser.add_argument("--steps", type=int, default=600, help="training steps of each run (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=1000, help="training steps of each run (default: %(default)s)")
     parser.add_argument("--scenes", type=int, default=30, help="test scenes (default: %(default)s)")
     parser.add_argument("--seeds", type=int, default=len(SEEDS), help="seeds of the full model (default: %(default)s)")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs at a time (default: %(default)s)")
@@ -228,7 +228,7 @@ def main() -> None:
         "# The paper's ablations on synthetic scenes", "",
         "The scenes are generated (`diffsal_diffusers/data/synthetic.py`): nobody ever looked at them, and what holds",
         "here need not hold for people. Every run trains `training/configs/study.yaml`, a small network, from random",
-        f"weights for {args.steps} steps of 16 clips; scores are means over {args.scenes} scenes not trained",
+        f"weights for {args.steps} steps of 8 clips; scores are means over {args.scenes} scenes not trained",
         f"on, {len(FRAMES)} frames each, with one denoising step unless a table says otherwise. ± is the standard",
         f"deviation over seeds 0 to {args.seeds - 1}; cells with one seed have seed 0. Training took {minutes:.0f}",
         f"minutes of one core in all. Made by `{command}`.", "",

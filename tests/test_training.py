@@ -220,6 +220,16 @@ class TestWhatAStepSees:
             assert torch.equal(value, vars(whole)[name][2:4]), name
         assert not torch.equal(draw_noise(3, 8, range(6), *arguments).noise, whole.noise)
 
+    @pytest.mark.parametrize("shift", [0.5, 1.0, 4.0])
+    def test_shifted_timesteps(self, shift):
+        """With shift s, a timestep is in the upper half where u > 1 / (1 + s): a share of s / (1 + s)."""
+        drawn = [draw_noise(0, step, range(50), (1, 1), 1000, shift, 0.0, 0.0, 0.0) for step in range(80)]
+        timesteps = torch.cat([d.timesteps for d in drawn])
+        assert timesteps.min() >= 0 and timesteps.max() <= 999 and timesteps.dtype == torch.int64
+        assert (timesteps >= 500).float().mean() == pytest.approx(shift / (1 + shift), abs=0.03)
+        quarter = (timesteps < 250).float().mean()  # u < 1 / (1 + 3 s)
+        assert quarter == pytest.approx(1 / (1 + 3 * shift), abs=0.03)
+
     def test_shares_of_dropped_modalities(self):
         drawn = [draw_noise(0, step, range(50), (1, 1), 1000, 1.0, 0.2, 0.3, 0.4) for step in range(40)]
         video, audio, aligned = (

@@ -1,9 +1,11 @@
 """The training loop: killed and resumed, several processes, checkpoints, adapters, and what goes wrong."""
 
 import errno
+import importlib.util
 import json
 import os
 import random
+import resource
 import signal
 import subprocess
 import sys
@@ -14,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from accelerate.state import AcceleratorState
 from diffsal_diffusers.training import checkpoints as checkpoints_module
 from diffsal_diffusers.training.config import build_config
 from diffsal_diffusers.training.train import main, train
@@ -53,8 +56,10 @@ def config(output: Path, **changes) -> dict:
     return TINY | {"output": str(output)} | changes
 
 
-def launch(settings: dict, folder: Path, *args, processes: int = 1, **kwargs) -> subprocess.Popen:
-    """Starts the command as a user does, in a process of its own."""
+def launch(
+    settings: dict, folder: Path, *args, processes: int = 1, sharded: str | None = None, **kwargs
+) -> subprocess.Popen:
+    """Starts the command as a user does, in processes of its own."""
     file = folder / f"{Path(settings['output']).name}.yaml"
     file.write_text(yaml.safe_dump(settings))
     # `accelerate launch` starts several processes for GPUs only; on the CPU torchrun does.
@@ -62,7 +67,11 @@ def launch(settings: dict, folder: Path, *args, processes: int = 1, **kwargs) ->
         command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_cpu_threads_per_process", "1"]
     else:
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-    command += [str(ROOT / "training" / "train.py"), "--config", str(file), *args]
+    if sharded is None:
+        command += [str(ROOT / "training" / "train.py")]
+    else:
+        command += [str(ROOT / "tests" / "sharded_on_cpu.py"), sharded]
+    command += ["--config", str(file), *args]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **kwargs)
 
 
@@ -102,6 +111,7 @@ class TestGoingOn:
     def test_killed_at_any_moment_it_goes_on_bit_for_bit(self, tmp_path):
         """40 steps at once, against 40 steps killed at random moments and resumed: losses and weights are equal."""
         common = {"steps": 40, "checkpoint_every": 3, "lr_schedule": "cosine", "self_aligned": 0.3, "workers": 1}
+        common["validation"] = VALIDATION | {"every": 5}
         assert finish(launch(config(tmp_path / "whole", **common), tmp_path))[0] == 0
         settings, chance, kills, resume = config(tmp_path / "killed", **common), random.Random(0), 0, ()
         for _ in range(20):
@@ -126,6 +136,7 @@ class TestGoingOn:
         assert_same(weights(tmp_path / "killed" / name), weights(tmp_path / "whole" / name))
         raw = [load_file(tmp_path / run / name / "training_state/model.safetensors") for run in ("killed", "whole")]
         assert_same(*raw)
+        assert_same(*(weights(tmp_path / run / "checkpoints/best") for run in ("killed", "whole")))
 
     def test_resumed_it_is_the_same_run(self, tmp_path):
         whole = train(build_config(config(tmp_path / "whole", steps=4, checkpoint_every=2)))
@@ -147,8 +158,45 @@ class TestGoingOn:
         with pytest.raises(InputError, match="holds a run already; go on with --resume latest"):
             train(build_config(config(tmp_path / "run")))
 
+    def test_a_checkpoint_of_another_run_is_refused(self, tmp_path):
+        train(build_config(config(tmp_path / "run", steps=1)))
+        frozen = TINY["model"] | {"freeze": ["video_encoder"]}
+        with pytest.raises(InputError, match="step-00000001: this run cannot go on from it, since its networks, what"):
+            train(build_config(config(tmp_path / "run", model=frozen)), resume="latest")
+        wider = TINY["model"] | {"unet": TINY["model"]["unet"] | {"head_channels": 24}}
+        with pytest.raises(InputError, match="step-00000001: this run cannot go on from it"):
+            train(build_config(config(tmp_path / "run", model=wider)), resume="latest")
+        state = tmp_path / "run" / "checkpoints" / "step-00000001" / "training_state"
+        (state / "ema.pt").unlink()
+        with pytest.raises(InputError, match=r"cannot go on from it, .*ema\.pt"):
+            train(build_config(config(tmp_path / "run")), resume="latest")
+        assert train(build_config(config(tmp_path / "run", ema_decay=0.0)), resume="latest").name == "step-00000004"
+
 
 class TestProcesses:
+    @pytest.mark.parametrize("kind", ["fsdp", "deepspeed"])
+    def test_sharded_training_is_the_same_run(self, kind, tmp_path):
+        """Two processes that share the state of training out train, validate, save and go on as one process does."""
+        if kind == "deepspeed" and importlib.util.find_spec("deepspeed") is None:
+            pytest.skip("deepspeed is not installed")
+        changes = {"validation": VALIDATION, "checkpoint_every": 2, "learning_rate": 1e-4}
+        one = train(build_config(config(tmp_path / "one", **changes)))
+        for steps, resume in ((2, ()), (4, ("--resume", "latest"))):
+            settings = config(tmp_path / "two", **changes, steps=steps)
+            code, _, err = finish(launch(settings, tmp_path, *resume, processes=2, sharded=kind))
+            assert code == 0, err
+        for step, value in losses(tmp_path / "one").items():
+            assert losses(tmp_path / "two")[step] == pytest.approx(value, rel=1e-3)
+        two = tmp_path / "two" / "checkpoints" / "step-00000004"
+        assert_same(weights(two), weights(one), atol=1e-3, rtol=1e-2)
+        start = weights(tmp_path / "one" / "checkpoints" / "step-00000002")
+        assert any(not torch.equal(value, start[name]) for name, value in weights(two).items())
+
+    def test_what_sharding_cannot_do(self, tmp_path):
+        settings = config(tmp_path / "run", mixed_precision="bf16")
+        code, _, err = finish(launch(settings, tmp_path, processes=2, sharded="fsdp"))
+        assert code == 1 and "train: with FSDP training is in float32 only: `mixed_precision` must be no" in err
+
     def test_two_processes_go_on_where_one_stopped(self, tmp_path):
         """They train, validate, save and resume as the one would have."""
         changes = {"validation": VALIDATION, "checkpoint_every": 2}
@@ -216,6 +264,48 @@ class TestCheckpoints:
         assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-00000002"]
         assert_same(weights(tmp_path / "run" / "checkpoints" / "step-00000002"), before)
 
+    def test_files_that_the_system_refuses_lose_nothing(self, tmp_path):
+        """As a full disk does, the limit of a file's size ends a write in the middle."""
+        train(build_config(config(tmp_path / "run", steps=2)))
+        before = weights(tmp_path / "run" / "checkpoints" / "step-00000002")
+
+        def limit():
+            resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))
+
+        process = launch(
+            config(tmp_path / "run", steps=3), tmp_path, "--resume", "latest", preexec_fn=limit,
+            env=os.environ | {"PYTHONDONTWRITEBYTECODE": "1"},
+        )  # fmt: skip
+        code, _, err = finish(process)
+        assert code == 1 and "step-00000003: the checkpoint cannot be written (" in err, err
+        assert "the 1 earlier ones are complete" in err
+        assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-00000002"]
+        assert_same(weights(tmp_path / "run" / "checkpoints" / "step-00000002"), before)
+
+
+class TestSettings:
+    @pytest.mark.parametrize("changes", [{"accumulation": 2}, {"gradient_checkpointing": True}])
+    def test_what_saves_memory_changes_nothing(self, changes, tmp_path):
+        one = train(build_config(config(tmp_path / "one", learning_rate=1e-4)))
+        two = train(build_config(config(tmp_path / "two", learning_rate=1e-4, **changes)))
+        for step, value in losses(tmp_path / "one").items():
+            assert losses(tmp_path / "two")[step] == pytest.approx(value, rel=1e-3)
+        assert_same(weights(one), weights(two), atol=1e-3, rtol=1e-2)
+
+    def test_half_precision(self, tmp_path, request):
+        train(build_config(config(tmp_path / "one")))
+        AcceleratorState._reset_state()  # which takes one precision a process
+        request.addfinalizer(AcceleratorState._reset_state)
+        folder = train(build_config(config(tmp_path / "two", mixed_precision="bf16")))
+        whole, half = losses(tmp_path / "one"), losses(tmp_path / "two")
+        assert half[1] == pytest.approx(whole[1], rel=0.05) and half[1] != whole[1]
+        assert all(value.dtype in (torch.float32, torch.int64) for value in weights(folder).values())  # int64: counts
+
+    def test_weights_of_timesteps(self, tmp_path):
+        train(build_config(config(tmp_path / "one", steps=1)))
+        train(build_config(config(tmp_path / "two", steps=1, snr_gamma=1e-3)))
+        assert 0 < losses(tmp_path / "two")[1] <= 1e-3 * losses(tmp_path / "one")[1] * 1.001
+
 
 class TestWhatTrains:
     def test_frozen_networks_stay(self, tmp_path):
@@ -261,6 +351,10 @@ class TestWhatTrains:
         pipe, start = DiffusionPipeline.from_pretrained(second), DiffusionPipeline.from_pretrained(first)
         assert start.audio_encoder is None and pipe.audio_encoder is not None
         assert_same(start.video_encoder.state_dict(), pipe.video_encoder.state_dict(), atol=1e-5, rtol=1e-4)
+        learned = start.unet.state_dict()
+        carried = {name: value for name, value in pipe.unet.state_dict().items() if name in learned}
+        assert len(carried) == len(learned)
+        assert_same(learned, carried, atol=1e-5, rtol=1e-4)
 
     @pytest.mark.parametrize(
         ("changes", "message"),

@@ -142,7 +142,6 @@ class Checkpoints:
             raise InputError(f"{which} is no checkpoint: it has no {STATE}/progress.json")
         return Path(which)
 
-
     def restore(self, folder: Path, accelerator: Accelerator, ema: EMAModel | None) -> None:
         """Brings weights, optimizer, schedule and averages back to where a checkpoint left them.
 

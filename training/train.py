@@ -15,7 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.utils import DistributedDataParallelKwargs, DistributedType, ProjectConfiguration, set_seed
 from diffsal_diffusers.schedulers import create_scheduler
 from diffsal_diffusers.training.checkpoints import STATE, Checkpoints, copy_weights, whole
@@ -357,7 +357,8 @@ def main(argv: list[str] | None = None) -> int:
     except OSError as error:
         print(f"train: {error.filename or args.config}: {error.strerror or error}", file=sys.stderr)
         return 1
-    print(folder)
+    if PartialState().is_main_process:
+        print(folder)
     return 0
 
 

@@ -1,5 +1,6 @@
 """Audio encoders: log-mel slices to feature maps, each slice by itself."""
 
+from collections.abc import Callable
 from os import PathLike
 
 import torch
@@ -69,9 +70,13 @@ class LogMelCNNEncoder(AudioEncoder):
             raise InputError(f"input_size must be two multiples of 16, got {tuple(input_size)}")
         self.feature_info = [FeatureInfo(channels, stride=16, time_slices=9)]
         self.input_size = tuple(input_size)
-        self.layers = nn.Sequential(
+        self.stem = nn.Sequential(
             nn.Conv2d(1, channels // 4, kernel_size=3, stride=2, padding=1, bias=False),
             nn.GroupNorm(8, channels // 4),
+        )
+        # Convolutions see a tone alike wherever it is in the spectrum. A code for each band tells them its pitch.
+        self.band_position = nn.Parameter(torch.randn(1, channels // 4, 1, self.input_size[1] // 2))
+        self.layers = nn.Sequential(
             nn.SiLU(),
             SeparableConvolution(channels // 4, channels // 2, stride=2),
             SeparableConvolution(channels // 2, channels, stride=2),
@@ -80,7 +85,10 @@ class LogMelCNNEncoder(AudioEncoder):
         )
 
     def forward(self, log_mel: torch.Tensor) -> EncoderOutput:
-        return _encode_slices(self.layers, log_mel)
+        return _encode_slices(self._encode, log_mel)
+
+    def _encode(self, log_mel: torch.Tensor) -> torch.Tensor:
+        return self.layers(self.stem(log_mel) + self.band_position)  # n c h/16 w/16
 
 
 class SeparableConvolution(nn.Module):
@@ -101,7 +109,7 @@ class SeparableConvolution(nn.Module):
         return x + h if self.shortcut else h
 
 
-def _encode_slices(network: nn.Module, log_mel: torch.Tensor) -> EncoderOutput:
+def _encode_slices(network: Callable[[torch.Tensor], torch.Tensor], log_mel: torch.Tensor) -> EncoderOutput:
     """Runs a 2D network of stride 16 on each log-mel slice."""
     if log_mel.shape[1] != 1 or log_mel.shape[-2] % 16 or log_mel.shape[-1] % 16:
         raise InputError(
