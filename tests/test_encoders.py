@@ -8,6 +8,8 @@ import pytest
 import timm
 import torch
 import torchvision
+from efficientnet_lite_pytorch import EfficientNet
+from reference_weights import draw_weights
 from safetensors.torch import save_file
 
 from diffsal_diffusers.encoders import (
@@ -298,6 +300,24 @@ def test_timm_file(name, tmp_path):
     expected = published.forward_intermediates(frames, intermediates_only=True)[-4:]
     for feature, intermediate in zip(encoder.encode_frames(frames), expected, strict=True):
         torch.testing.assert_close(feature, intermediate)
+
+
+@torch.no_grad()
+def test_file_of_the_efficientnet_lite_port(tmp_path):
+    """The port's own network is the oracle: the same features at all four scales, and the same names for none else."""
+    port = draw_weights(EfficientNet.from_name("efficientnet-lite0"))
+    torch.save(port.state_dict(), tmp_path / "lite0.pth")
+    encoder = create_video_encoder("timm/tf_efficientnet_lite0", pretrained=tmp_path / "lite0.pth").eval()
+    frames = torch.randn(2, 3, 224, 224)  # the size that the port's padding is for
+    x, expected = port._swish(port._bn0(port._conv_stem(frames))), []
+    for index, block in enumerate(port._blocks):
+        x = block(x)
+        if index in (2, 4, 10, 15):
+            expected.append(x)
+    for ours, theirs in zip(encoder.encode_frames(frames), expected, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
+    with pytest.raises(InputError, match="not the weights of this"):
+        create_video_encoder("timm/tf_efficientnet_lite1", pretrained=tmp_path / "lite0.pth")
 
 
 def test_vggish_file(tmp_path):

