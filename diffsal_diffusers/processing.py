@@ -30,6 +30,7 @@ class SaliencyProcessor(ConfigMixin):
     Args:
         frame_size: height and width that frames are resized to, in pixels; divisible by 32.
         num_frames: frames in a clip.
+        frame_interval: frames of the video from one frame of a clip to the next; 1 for neighbours.
         target_frame: place in the clip, from 0, of the frame that the map is for.
         image_mean, image_std: normalisation of RGB values in [0, 1].
         audio_slices: log-mel slices of a clip.
@@ -46,6 +47,7 @@ class SaliencyProcessor(ConfigMixin):
         self,
         frame_size: tuple[int, int] = (224, 384),
         num_frames: int = 16,
+        frame_interval: int = 1,
         target_frame: int = 8,
         image_mean: tuple[float, float, float] = (0.45, 0.45, 0.45),
         image_std: tuple[float, float, float] = (0.225, 0.225, 0.225),
@@ -57,6 +59,8 @@ class SaliencyProcessor(ConfigMixin):
             raise InputError(f"`frame_size` must be two positive multiples of 32, got {tuple(frame_size)}")
         if not 0 <= target_frame < num_frames:
             raise InputError(f"`target_frame` must be from 0 to {num_frames - 1}, got {target_frame}")
+        if frame_interval < 1:
+            raise InputError(f"`frame_interval` must be at least 1, got {frame_interval}")
         if len(image_mean) != 3 or len(image_std) != 3 or min(image_std) <= 0:
             raise InputError(
                 f"`image_mean` and `image_std` must be three numbers each, the latter positive, "

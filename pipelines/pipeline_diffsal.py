@@ -80,6 +80,7 @@ class DiffSalPipeline(DiffusionPipeline):
         audio_pretrained: bool | str | os.PathLike = False,
         frame_size: tuple[int, int] = (224, 384),
         num_frames: int | None = None,
+        frame_interval: int = 1,
         num_inference_steps: int = 4,
         **unet_config,
     ) -> "DiffSalPipeline":
@@ -93,6 +94,7 @@ class DiffSalPipeline(DiffusionPipeline):
                 from a file.
             frame_size: height and width that the networks see, divisible by 32.
             num_frames: frames in a clip; `None` takes what the video encoder was made for, or 16.
+            frame_interval: frames of the video from one frame of a clip to the next.
             num_inference_steps: denoising steps where a call names none.
             unet_config: further settings of [`SaliencyUNet`].
 
@@ -111,7 +113,12 @@ class DiffSalPipeline(DiffusionPipeline):
             audio = create_audio_encoder(audio, pretrained=audio_pretrained)
         if num_frames is None:
             num_frames = 16 if video is None else video.config.get("num_frames", 16)
-        processor_config = {"frame_size": frame_size, "num_frames": num_frames, "target_frame": num_frames // 2}
+        processor_config = {
+            "frame_size": frame_size,
+            "num_frames": num_frames,
+            "frame_interval": frame_interval,
+            "target_frame": num_frames // 2,
+        }
         if video is not None:
             strides = tuple(info.stride for info in video.feature_info)
             if strides != STRIDES:
@@ -385,9 +392,8 @@ class DiffSalPipeline(DiffusionPipeline):
             torch.randint(2**62, (), generator=generator, device="cpu" if generator is None else generator.device)
         )
 
-        windows = clip_windows(
-            frames, self.processor.config.num_frames, self.processor.config.target_frame, frame_stride
-        )
+        config = self.processor.config
+        windows = clip_windows(frames, config.num_frames, config.target_frame, frame_stride, config.frame_interval)
         return self._stream(
             media,
             windows,

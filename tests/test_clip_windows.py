@@ -7,17 +7,22 @@ from hypothesis import strategies as st
 from diffsal_diffusers.media.windows import clip_windows
 
 
-@given(total=st.integers(0, 60), num_frames=st.integers(1, 16), data=st.data(), stride=st.integers(1, 20))
-def test_windows_are_those_of_the_whole_video(total, num_frames, data, stride):
+@given(
+    total=st.integers(0, 60), num_frames=st.integers(1, 16), data=st.data(), stride=st.integers(1, 20),
+    interval=st.integers(1, 5),
+)  # fmt: skip
+def test_windows_are_those_of_the_whole_video(total, num_frames, data, stride, interval):
     target_frame = data.draw(st.integers(0, num_frames - 1))
     frames = [(i / 25, f"frame {i}") for i in range(total)]
-    windows = list(clip_windows(iter(frames), num_frames, target_frame, stride))
+    windows = list(clip_windows(iter(frames), num_frames, target_frame, stride, interval))
 
     targets = sorted({*range(0, total, stride), *([total - 1] if total else [])})
     assert [w.target.index for w in windows] == targets
     for window in windows:
-        first = window.target.index - target_frame
-        expected = [min(max(i, 0), total - 1) for i in range(first, first + num_frames)]
+        wanted = [window.target.index + (k - target_frame) * interval for k in range(num_frames)]
+        expected = [min(max(i, 0), total - 1) for i in wanted]
+        if len(set(expected)) > 1:
+            assert window.frame_times == pytest.approx([i / 25 for i in wanted])
         assert [frame.index for frame in window.frames] == expected
         assert [frame.content for frame in window.frames] == [f"frame {i}" for i in expected]
     assert [time for window in windows for time in window.times] == [time for time, _ in frames]

@@ -72,9 +72,9 @@ def test_an_item(tree):
 
 
 @pytest.mark.parametrize("kind", ["frames", "file", "late"])
-@pytest.mark.parametrize("alignment", ["clip", "released"])
-def test_training_sees_what_the_pipeline_sees(kind, alignment, tmp_path):
-    processor = SaliencyProcessor(**{**PROCESSOR.config, "audio_alignment": alignment})
+@pytest.mark.parametrize(("alignment", "interval"), [("clip", 1), ("clip", 3), ("released", 1)])
+def test_training_sees_what_the_pipeline_sees(kind, alignment, interval, tmp_path):
+    processor = SaliencyProcessor(**{**PROCESSOR.config, "audio_alignment": alignment, "frame_interval": interval})
     if kind == "frames":
         trees.audio_visual(tmp_path, lists={("train", 1): {"a": 40}}, fps=23.976)
         entries = load_saliency_dataset("AVAD", tmp_path, fold=1)
@@ -89,7 +89,8 @@ def test_training_sees_what_the_pipeline_sees(kind, alignment, tmp_path):
     frames = ((frame.time, processor.preprocess_frame(frame.pixels)) for frame in source)
     clips = SaliencyClips(entries, processor)
     assert len(clips) == 40
-    for window in clip_windows(frames, processor.config.num_frames, processor.config.target_frame):
+    windows = clip_windows(frames, processor.config.num_frames, processor.config.target_frame, interval=interval)
+    for window in windows:
         item = clips[window.target.index]
         assert torch.equal(item["frames"], torch.stack([frame.content for frame in window.frames]))
         if window.target.index % 5 == 0:

@@ -28,6 +28,7 @@ class ModelConfig:
         pretrained, audio_pretrained: their weights: true to download them, or the path of a file.
         frame_size: height and width that the networks see.
         num_frames: frames of a clip; null for the video encoder's own.
+        frame_interval: frames of the video from one frame of a clip to the next.
         num_inference_steps: denoising steps by default.
         unet: further settings of `SaliencyUNet`.
         freeze: components that are not trained, out of video_encoder, audio_encoder, unet.
@@ -41,6 +42,7 @@ class ModelConfig:
     audio_pretrained: bool | str = False
     frame_size: list[int] = field(default_factory=lambda: [224, 384])
     num_frames: int | None = None
+    frame_interval: int = 1
     num_inference_steps: int = 4
     unet: dict[str, Any] = field(default_factory=dict)
     freeze: list[str] = field(default_factory=list)

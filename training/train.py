@@ -55,6 +55,7 @@ def build_pipeline(config: TrainingConfig) -> DiffSalPipeline:
             audio_pretrained=model.audio_pretrained,
             frame_size=tuple(model.frame_size),
             num_frames=model.num_frames,
+            frame_interval=model.frame_interval,
             num_inference_steps=model.num_inference_steps,
             **model.unet,
         )
@@ -101,6 +102,7 @@ def add_audio(pipe: DiffSalPipeline, config: TrainingConfig) -> DiffSalPipeline:
         audio_pretrained=config.model.audio_pretrained,
         frame_size=tuple(pipe.processor.config.frame_size),
         num_frames=pipe.processor.config.num_frames,
+        frame_interval=pipe.processor.config.frame_interval,
         num_inference_steps=pipe.config.default_num_inference_steps,
         **{key: value for key, value in settings.items() if key not in follows and not key.startswith("_")},
     )

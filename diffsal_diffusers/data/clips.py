@@ -13,7 +13,7 @@ from diffusers.utils import logging
 from torch.utils.data import Dataset, get_worker_info
 
 from ..errors import InputError
-from ..media.windows import ClipWindow, IndexedFrame
+from ..media.windows import ClipWindow, IndexedFrame, clip_indices
 from ..processing import SaliencyProcessor
 from .files import move_points
 from .recording import Recording
@@ -126,7 +126,7 @@ class SaliencyClips(Dataset):
         place = bisect_right(self._ends, index)
         target = (index - (self._ends[place - 1] if place else 0)) * self.stride
         recording, config = self._recording(place), self.processor.config
-        window = clip_window(recording, target, config.num_frames, config.target_frame)
+        window = clip_window(recording, target, config)
         frames = {frame.index: None for frame in window.frames}  # those that stand in for others are read once
         frames = {i: self.processor.preprocess_frame(recording.frame(i)) for i in frames}
         log_mel = torch.zeros(1, config.audio_slices, *config.audio_size)
@@ -169,12 +169,15 @@ class SaliencyClips(Dataset):
         return self.__dict__ | {"_opened": {}}
 
 
-def clip_window(recording: Recording, target: int, num_frames: int, target_frame: int) -> ClipWindow:
-    """The clip around a frame of a recording: the one that [`~media.windows.clip_windows`] gives, without pixels."""
-    wanted = range(target - target_frame, target - target_frame + num_frames)
+def clip_window(recording: Recording, target: int, config: Mapping[str, Any]) -> ClipWindow:
+    """The clip around a frame of a recording: the one that [`~media.windows.clip_windows`] gives, without pixels.
+
+    `config` is that of a [`SaliencyProcessor`].
+    """
+    wanted = clip_indices(target, config.num_frames, config.target_frame, config.frame_interval)
     indices = [min(max(i, 0), recording.num_frames - 1) for i in wanted]
     frames = [IndexedFrame(i, recording.frame_time(i), None) for i in indices]
-    return ClipWindow(frames, frames[target_frame], [frames[target_frame].time])
+    return ClipWindow(frames, wanted, frames[config.target_frame], [frames[config.target_frame].time])
 
 
 def resize_density(density: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:

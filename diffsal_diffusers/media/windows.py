@@ -18,11 +18,13 @@ class ClipWindow(NamedTuple):
 
     Args:
         frames: the clip's frames in order. Before the video's first frame and after its last one, these repeat.
+        wanted: the numbers of the frames that a video without ends would have given.
         target: the frame that the map is for.
         times: presentation times of the stream's frames after the previous window's target, this target's last.
     """
 
     frames: list[IndexedFrame]
+    wanted: range
     target: IndexedFrame
     times: list[float]
 
@@ -30,40 +32,49 @@ class ClipWindow(NamedTuple):
     def frame_times(self) -> list[float]:
         """Times of the clip's frames in seconds. Where a frame stands in for others, before the first or after the
         last, time goes on at the pace of the two frames next to it: sound is heard there too."""
-        indices, times = [frame.index for frame in self.frames], [frame.time for frame in self.frames]
-        before, after = indices.count(indices[0]) - 1, indices.count(indices[-1]) - 1
-        shown = len(indices) - before - after
-        if shown < 2:
-            return times
-        head = [times[0] - (times[before + 1] - times[before]) * k for k in range(before, 0, -1)]
-        pace = times[-1 - after] - times[-2 - after]
-        tail = [times[-1] + pace * k for k in range(1, after + 1)]
-        return head + times[before : len(times) - after] + tail
+        shown = list({frame.index: frame.time for frame in self.frames}.items())
+        if len(shown) < 2:
+            return [frame.time for frame in self.frames]
+        (first, begin), (second, time) = shown[:2]
+        before = (time - begin) / (second - first)  # seconds a frame
+        (second_last, time), (last, end) = shown[-2:]
+        after = (end - time) / (last - second_last)
+        return [
+            frame.time + (index - frame.index) * (before if index < first else after)
+            for frame, index in zip(self.frames, self.wanted, strict=True)
+        ]
+
+
+def clip_indices(target: int, num_frames: int, target_frame: int, interval: int) -> range:
+    """The numbers of the frames of a target's clip, in a video without ends."""
+    first = target - target_frame * interval
+    return range(first, first + num_frames * interval, interval)
 
 
 def clip_windows(
-    frames: Iterable[tuple[float, Any]], num_frames: int, target_frame: int, stride: int = 1
+    frames: Iterable[tuple[float, Any]], num_frames: int, target_frame: int, stride: int = 1, interval: int = 1
 ) -> Iterator[ClipWindow]:
     """Slides a window over a stream of (time, content): one clip for every `stride`-th frame, and for the last one.
 
-    At most `num_frames` + `stride` frames are held at a time.
+    At most `num_frames` * `interval` + `stride` frames are held at a time.
 
     Args:
         frames: the stream.
         num_frames: frames in a clip.
         target_frame: place of the target in its clip, from 0.
         stride: frames from one target to the next.
+        interval: frames from one frame of a clip to the next.
     """
     held: deque[IndexedFrame] = deque()
-    ahead = num_frames - 1 - target_frame  # frames that a clip has after its target
+    ahead = (num_frames - 1 - target_frame) * interval  # frames that a clip has after its target
     target, previous = 0, -1
 
     def window(target: int) -> ClipWindow:
         first = held[0].index
-        wanted = range(target - target_frame, target - target_frame + num_frames)
+        wanted = clip_indices(target, num_frames, target_frame, interval)
         clip = [held[min(max(i - first, 0), len(held) - 1)] for i in wanted]
         times = [frame.time for frame in held if previous < frame.index <= target]
-        return ClipWindow(clip, held[target - first], times)
+        return ClipWindow(clip, wanted, held[target - first], times)
 
     for index, (time, content) in enumerate(frames):
         held.append(IndexedFrame(index, time, content))
@@ -72,7 +83,7 @@ def clip_windows(
         yield window(target)
         previous, target = target, target + stride
         # The stream may end anywhere: its last frame, the next one perhaps, is a target too.
-        while held and held[0].index < previous + 1 - target_frame:
+        while held and held[0].index < previous + 1 - target_frame * interval:
             held.popleft()
 
     # The stream has ended: what is ahead of the remaining targets is its last frame.
