@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from diffsal_diffusers.schedulers import create_scheduler
 from diffsal_diffusers.training.config import CONFIGS, build_config, list_configs, load_config
-from diffsal_diffusers.training.data import StepSampler, draw_noise
+from diffsal_diffusers.training.data import StepSampler, change_view, draw_noise, draw_views
 from diffsal_diffusers.training.losses import LOSSES, add_noise, saliency_losses, snr_weights
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -239,6 +239,53 @@ class TestWhatAStepSees:
         assert (~audio).float().mean() == pytest.approx(0.3, abs=0.03)
         assert aligned.float().mean() == pytest.approx(0.4, abs=0.04)
         assert (video | audio).all()
+
+
+class TestViews:
+    def batch(self, size=(60, 80)):
+        """Two frames of a bright spot on grey, which is looked at and fixated."""
+        frames = torch.full((8, 2, 3, *size), 64, dtype=torch.uint8)
+        saliency, fixations = torch.zeros(8, 1, *size), torch.zeros(8, *size, dtype=torch.bool)
+        for i in range(8):
+            row, column = 24 + i, 50 - 3 * i
+            frames[i, :, :, row - 2 : row + 3, column - 2 : column + 3] = 255
+            saliency[i, :, row - 2 : row + 3, column - 2 : column + 3] = 0.25
+            saliency[i, :, row, column] = 1
+            fixations[i, row, column] = True
+        return {"frames": frames, "saliency": saliency, "fixations": fixations, "has_audio": torch.ones(8)}
+
+    def test_picture_map_and_fixations_move_together(self):
+        batch, mirrored, moved = self.batch(), set(), 0
+        for step in range(10):
+            areas, lights = draw_views(0, step, range(8))
+            mirrored |= set((areas[:, 0, 0] < 0).tolist())
+            assert (areas[:, 0, 0].abs() <= 1).all() and (areas[:, 0, 0].abs() >= 0.65 * 0.86).all()
+            seen = change_view(batch, areas, torch.ones_like(lights))
+            assert seen["frames"].min() >= 0 and seen["frames"].max() <= 255
+            for frames, saliency, fixations in zip(seen["frames"], seen["saliency"], seen["fixations"], strict=True):
+                if not fixations.any():
+                    continue
+                ((row, column),) = fixations.nonzero().tolist()
+                peak = divmod(int(saliency.argmax()), 80)
+                assert peak == pytest.approx((row, column), abs=1.01) and saliency.max() == 1
+                assert frames[1, 0, row, column] > 150 and torch.equal(frames[0], frames[1])
+                moved += 1
+        assert mirrored == {True, False} and moved > 60
+
+    def test_light_changes_the_picture_only(self):
+        batch = self.batch()
+        whole = torch.tensor([[[1.0, 0, 0], [0, 1.0, 0]]]).repeat(8, 1, 1)
+        same = change_view(batch, whole, torch.ones(8, 4))
+        torch.testing.assert_close(same["frames"], batch["frames"].float(), atol=1e-2, rtol=0)
+        darker = change_view(batch, whole, torch.tensor([[0.5, 1.0, 1.0, 1.0]]).repeat(8, 1))
+        torch.testing.assert_close(darker["frames"], same["frames"] / 2, atol=1e-2, rtol=0)
+        for name in ("saliency", "fixations"):
+            assert torch.equal(darker[name], same[name])
+            torch.testing.assert_close(same[name], batch[name])
+
+    def test_chance_belongs_to_the_place_in_the_batch(self):
+        whole, part = draw_views(3, 7, range(6)), draw_views(3, 7, range(2, 4))
+        assert all(torch.equal(a[2:4], b) for a, b in zip(whole, part, strict=True))
 
 
 class TestConfig:

@@ -301,6 +301,19 @@ class TestSettings:
         assert half[1] == pytest.approx(whole[1], rel=0.05) and half[1] != whole[1]
         assert all(value.dtype in (torch.float32, torch.int64) for value in weights(folder).values())  # int64: counts
 
+    def test_learning_rates_by_component(self, tmp_path):
+        start = weights(train(build_config(config(tmp_path / "none", steps=1, ema_decay=0.0, learning_rate=1e-12))))
+        scale = {"video_encoder": 1e-9}
+        folder = train(build_config(config(tmp_path / "run", steps=1, ema_decay=0.0, learning_rate_scale=scale)))
+        change = {name: (value - start[name]).abs().max() for name, value in weights(folder).items()}
+        assert max(v for n, v in change.items() if n.startswith("video_encoder")) < 1e-8
+        assert max(v for n, v in change.items() if n.startswith("unet")) > 5e-4
+
+    def test_other_views_are_another_run(self, tmp_path):
+        for name, augment in (("one", False), ("two", True), ("again", True)):
+            train(build_config(config(tmp_path / name, steps=2, augment=augment)))
+        assert losses(tmp_path / "two") == losses(tmp_path / "again") != losses(tmp_path / "one")
+
     def test_weights_of_timesteps(self, tmp_path):
         train(build_config(config(tmp_path / "one", steps=1)))
         train(build_config(config(tmp_path / "two", steps=1, snr_gamma=1e-3)))
@@ -364,6 +377,7 @@ class TestWhatTrains:
                 "nothing is left to train",
             ),
             ({"model": TINY["model"] | {"freeze": ["encoder"]}}, "`model.freeze` may name unet"),
+            ({"learning_rate_scale": {"encoder": 0.1}}, "`learning_rate_scale` has numbers above 0 for unet"),
             ({"batch_size": 3, "accumulation": 2}, "`batch_size` = 3 must be divisible by"),
             ({"data": []}, "`data` must name at least one data set"),
             ({"data": [{"name": "nothing"}]}, "there is no data set 'nothing'"),

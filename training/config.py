@@ -14,6 +14,7 @@ from ..errors import InputError
 from ..metrics import METRICS
 
 CONFIGS = Path(__file__).parent / "configs"
+COMPONENTS = ("unet", "video_encoder", "audio_encoder")
 
 
 @dataclass
@@ -107,6 +108,7 @@ class TrainingConfig:
         batch_size: clips of one optimizer step, over all processes and accumulated batches.
         accumulation: batches whose gradients make one step.
         learning_rate, weight_decay: of Adam (AdamW where there is weight decay).
+        learning_rate_scale: factors of the learning rate by component, as `{video_encoder: 0.1}`; 1 for the others.
         lr_schedule, warmup_steps: see `diffusers.optimization.get_scheduler`.
         max_grad_norm: the gradient is clipped to this norm.
         loss: weights of the losses, see `saliency_losses`.
@@ -116,6 +118,7 @@ class TrainingConfig:
         snr_gamma: Min-SNR weighting of timesteps; null for none.
         drop_audio, drop_video: share of samples that lose a modality, which trains the null conditions; never both.
         self_aligned: share of samples whose noisy map is made of the network's own estimate (self-aligned denoising).
+        augment: mirror, crop and light the pictures of every sample at random.
         ema_decay: of the moving average of the weights, which checkpoints hold; 0 for none.
         gradient_checkpointing: less memory, more time.
         mixed_precision: no, fp16 or bf16; null for what `accelerate launch` says.
@@ -140,6 +143,7 @@ class TrainingConfig:
     accumulation: int = 1
     learning_rate: float = 1e-4
     weight_decay: float = 0.0
+    learning_rate_scale: dict[str, float] = field(default_factory=dict)
     lr_schedule: str = "constant"
     warmup_steps: int = 0
     max_grad_norm: float = 1.0
@@ -149,6 +153,7 @@ class TrainingConfig:
     drop_audio: float = 0.1
     drop_video: float = 0.1
     self_aligned: float = 0.0
+    augment: bool = False
     ema_decay: float = 0.999
     gradient_checkpointing: bool = False
     mixed_precision: str | None = None
@@ -225,6 +230,14 @@ def _check(config: TrainingConfig, where: str) -> None:
         raise InputError(f"{where}: `drop_audio` and `drop_video` must not be more than 1 together")
     if not 0 <= config.ema_decay < 1:
         raise InputError(f"{where}: `ema_decay` must be from 0 to below 1, got {config.ema_decay}")
+    for name, scale in config.learning_rate_scale.items():
+        if name not in COMPONENTS or not scale > 0:
+            raise InputError(
+                f"{where}: `learning_rate_scale` has numbers above 0 for {', '.join(COMPONENTS)}, got {name}: {scale}"
+            )
+    for name in config.model.freeze:
+        if name not in COMPONENTS:
+            raise InputError(f"{where}: `model.freeze` may name {', '.join(COMPONENTS)}; got {name!r}")
     if not config.timestep_shift > 0:
         raise InputError(f"{where}: `timestep_shift` must be above 0, got {config.timestep_shift}")
     for i, data in enumerate(config.data):

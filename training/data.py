@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch.utils.data import Sampler
 
 
@@ -142,3 +143,57 @@ def draw_noise(
             )
         )
     return StepNoise(*(torch.stack(values) for values in zip(*drawn, strict=True)))
+
+
+def draw_views(seed: int, step: int, places: range) -> tuple[torch.Tensor, torch.Tensor]:
+    """How some samples of a step are looked at, where `augment` is set: mirrored, cropped, in another light.
+
+    Returns:
+        the parts of the picture that are seen, `(b, 2, 3)`, as `torch.nn.functional.affine_grid` takes them; and
+        brightness, contrast, saturation and gamma, `(b, 4)`, 1 for no change.
+    """
+    areas, lights = [], []
+    for place in places:
+        generator = torch.Generator().manual_seed(((seed * 1_000_003 + step) * 65_537 + place) ^ 0x5EED)
+        mirror, size, aspect, x, y = torch.rand(5, generator=generator).tolist()
+        size, aspect = 0.65 + 0.35 * size, (4 / 3) ** (aspect - 0.5)  # of the sides; wider than high where above 1
+        width, height = min(size * aspect, 1.0), min(size / aspect, 1.0)
+        areas.append(
+            [[width if mirror < 0.5 else -width, 0.0, (1 - width) * (2 * x - 1)],
+             [0.0, height, (1 - height) * (2 * y - 1)]]
+        )  # fmt: skip
+        lights.append((torch.randn(4, generator=generator) * torch.tensor([0.25, 0.2, 0.35, 0.25])).exp())
+    return torch.tensor(areas), torch.stack(lights)
+
+
+def change_view(batch: dict[str, torch.Tensor], areas: torch.Tensor, lights: torch.Tensor) -> dict[str, torch.Tensor]:
+    """A batch of clips with its pictures, maps and fixations as `draw_views` says.
+
+    Args:
+        batch: see `DiffSalTraining.forward`; `frames` come back as float in [0, 255].
+        areas, lights: from `draw_views`.
+    """
+    frames, saliency, fixations = batch["frames"], batch["saliency"], batch["fixations"]
+    grid = F.affine_grid(areas, list(saliency.shape), align_corners=False)  # b h w 2
+
+    frames = F.grid_sample(frames.flatten(1, 2).float(), grid, padding_mode="border", align_corners=False)
+    frames = frames.unflatten(1, batch["frames"].shape[1:3]) / 255  # b t 3 h w
+    brightness, contrast, saturation, gamma = lights.view(-1, 4, 1, 1, 1, 1).unbind(1)
+    frames = torch.lerp(frames.mean(dim=2, keepdim=True), frames, saturation)
+    middle = frames.mean(dim=(1, 2, 3, 4), keepdim=True)
+    frames = (brightness * torch.lerp(middle, frames, contrast)).clamp(0, 1) ** gamma
+
+    saliency = F.grid_sample(saliency, grid, padding_mode="zeros", align_corners=False)
+    largest = saliency.amax(dim=(2, 3), keepdim=True)
+    saliency = torch.where(largest > 0, saliency / largest.clamp(min=1e-12), 0.0)
+
+    seen = torch.zeros_like(fixations)
+    height, width = fixations.shape[1:]
+    for one, points, area in zip(seen, fixations, areas, strict=True):
+        y, x = points.nonzero(as_tuple=True)
+        x = ((2 * x + 1) / width - 1 - area[0, 2]) / area[0, 0]
+        y = ((2 * y + 1) / height - 1 - area[1, 2]) / area[1, 1]
+        column, row = ((x + 1) / 2 * width).floor().long(), ((y + 1) / 2 * height).floor().long()
+        inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
+        one[row[inside], column[inside]] = True
+    return batch | {"frames": 255 * frames, "saliency": saliency, "fixations": seen}

@@ -20,7 +20,7 @@ from accelerate.utils import DistributedDataParallelKwargs, DistributedType, Pro
 from diffsal_diffusers.schedulers import create_scheduler
 from diffsal_diffusers.training.checkpoints import STATE, Checkpoints, copy_weights, whole
 from diffsal_diffusers.training.config import TrainingConfig, list_configs, load_config
-from diffsal_diffusers.training.data import StepSampler, draw_noise
+from diffsal_diffusers.training.data import StepSampler, change_view, draw_noise, draw_views
 from diffsal_diffusers.training.memory import summarize
 from diffsal_diffusers.training.module import DiffSalTraining
 from diffsal_diffusers.training.validation import validate
@@ -61,9 +61,6 @@ def build_pipeline(config: TrainingConfig) -> DiffSalPipeline:
         )
     pipe.scheduler = create_scheduler(config.scheduler)
     networks = {name: part for name, part in pipe.components.items() if isinstance(part, torch.nn.Module)}
-    for name in model.freeze:
-        if name not in ("unet", "video_encoder", "audio_encoder"):
-            raise InputError(f"`model.freeze` may name unet, video_encoder, audio_encoder; got {name!r}")
     for name, part in networks.items():
         part.requires_grad_(name not in model.freeze).eval()
     if pipe.audio_encoder is None and pipe.unet.config.interaction != "none":
@@ -168,13 +165,21 @@ def train(config: TrainingConfig, resume: str | None = None) -> Path:
     # were last set to, so the pipeline's own is for sampling only.
     module = DiffSalTraining(copy.deepcopy(pipe), create_scheduler("ddim"), config).train()
     pipe.to(accelerator.device)  # what is validated and saved: whole in every process, with averaged weights
-    optimizer = torch.optim.AdamW(trained_weights(module), lr=config.learning_rate, weight_decay=config.weight_decay)
+    groups = [
+        {"params": [p for p in network.parameters() if p.requires_grad],
+         "lr": config.learning_rate * config.learning_rate_scale.get(name, 1.0)}
+        for name, network in module.named_children()
+    ]  # fmt: skip
+    groups = [group for group in groups if group["params"]]
+    if not groups:
+        raise InputError("nothing is left to train: `model.freeze` names all networks")
+    optimizer = torch.optim.AdamW(groups, weight_decay=config.weight_decay)
     schedule = get_scheduler(
         config.lr_schedule, optimizer, num_warmup_steps=config.warmup_steps, num_training_steps=steps
     )
     wrapped, optimizer = accelerator.prepare(module, optimizer)
     accelerator.register_for_checkpointing(schedule)
-    trained = trained_weights(module)  # of this process: FSDP has put shards in their place
+    trained = [p for p in module.parameters() if p.requires_grad]  # FSDP has put shards in their place
     ema = EMAModel(trained, decay=config.ema_decay, use_ema_warmup=True) if config.ema_decay else None
 
     # 3. Resume.
@@ -224,8 +229,12 @@ def train(config: TrainingConfig, resume: str | None = None) -> Path:
             batch = to_device(next(batches), accelerator.device)
             waited += time.perf_counter() - before
             begin = (part * accelerator.num_processes + accelerator.process_index) * per_batch
+            places = range(begin, begin + per_batch)
+            if config.augment:
+                views = (view.to(accelerator.device) for view in draw_views(config.seed, step, places))
+                batch = change_view(batch, *views)
             chance = draw_noise(
-                config.seed, step, range(begin, begin + per_batch), size,
+                config.seed, step, places, size,
                 pipe.scheduler.config.num_train_timesteps, config.timestep_shift, config.drop_video, config.drop_audio,
                 config.self_aligned,
             ).to(accelerator.device)  # fmt: skip
@@ -308,14 +317,6 @@ def check_sharding(accelerator: Accelerator, config: TrainingConfig) -> None:
             raise InputError("with DeepSpeed `accumulation` must be 1")
         plugin.deepspeed_config["train_micro_batch_size_per_gpu"] = config.batch_size // accelerator.num_processes
         plugin.deepspeed_config["gradient_clipping"] = config.max_grad_norm
-
-
-def trained_weights(module: DiffSalTraining) -> list[torch.nn.Parameter]:
-    """What of the networks is not frozen."""
-    trained = [p for p in module.parameters() if p.requires_grad]
-    if not trained:
-        raise InputError("nothing is left to train: `model.freeze` names all networks")
-    return trained
 
 
 def read_progress(folder: Path, config: TrainingConfig, epoch_clips: int) -> dict:
