@@ -320,6 +320,28 @@ def test_file_of_the_efficientnet_lite_port(tmp_path):
         create_video_encoder("timm/tf_efficientnet_lite1", pretrained=tmp_path / "lite0.pth")
 
 
+@torch.no_grad()
+def test_folded_batch_normalisations_change_nothing(tmp_path):
+    """Neither in what a file's weights give, nor after saving and loading; other families are refused."""
+    network = draw_weights(timm.create_model("tf_efficientnet_lite0"))
+    save_file(network.state_dict(), tmp_path / "lite0.safetensors")
+    plain, folded = (
+        create_video_encoder(
+            "timm/tf_efficientnet_lite0", pretrained=tmp_path / "lite0.safetensors", fold_batch_norm=fold
+        ).eval()
+        for fold in (False, True)
+    )
+    assert not any(isinstance(m, torch.nn.modules.batchnorm._BatchNorm) for m in folded.modules())
+    folded.save_pretrained(tmp_path / "folded")
+    loaded = TimmVideoEncoder.from_pretrained(tmp_path / "folded")
+    video = torch.randn(2, 3, 4, 64, 96)
+    for one, two, three in zip(*(e(video).features for e in (plain, folded, loaded)), strict=True):
+        torch.testing.assert_close(one, two, atol=1e-3, rtol=1e-3)
+        assert torch.equal(two, three)
+    with pytest.raises(InputError, match="networks of timm's EfficientNet family, not for resnet18"):
+        create_video_encoder("timm/resnet18", fold_batch_norm=True)
+
+
 def test_vggish_file(tmp_path):
     torch.manual_seed(1)
     state = {**VGGishEncoder().state_dict(), "embeddings.0.weight": torch.zeros(4, 4)}
