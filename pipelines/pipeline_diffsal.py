@@ -45,6 +45,7 @@ class DiffSalPipeline(DiffusionPipeline):
         scheduler: one of [`~diffsal_diffusers.schedulers.list_schedulers`].
         processor: sizes, normalisation and log-mel settings.
         default_num_inference_steps: denoising steps where a call names none.
+        default_frame_stride: frames from one predicted map to the next where a call names no `frame_stride`.
     """
 
     model_cpu_offload_seq = "video_encoder->audio_encoder->unet"
@@ -59,6 +60,7 @@ class DiffSalPipeline(DiffusionPipeline):
         scheduler: SchedulerMixin,
         processor: SaliencyProcessor,
         default_num_inference_steps: int = 4,
+        default_frame_stride: int = 1,
     ):
         super().__init__()
         self.register_modules(
@@ -68,7 +70,9 @@ class DiffSalPipeline(DiffusionPipeline):
             scheduler=scheduler,
             processor=processor,
         )
-        self.register_to_config(default_num_inference_steps=default_num_inference_steps)
+        self.register_to_config(
+            default_num_inference_steps=default_num_inference_steps, default_frame_stride=default_frame_stride
+        )
 
     @classmethod
     def from_encoders(
@@ -82,6 +86,7 @@ class DiffSalPipeline(DiffusionPipeline):
         num_frames: int | None = None,
         frame_interval: int = 1,
         num_inference_steps: int = 4,
+        frame_stride: int = 1,
         **unet_config,
     ) -> "DiffSalPipeline":
         """A new pipeline whose Saliency-UNet and processor match the encoders. The U-Net is untrained.
@@ -96,6 +101,7 @@ class DiffSalPipeline(DiffusionPipeline):
             num_frames: frames in a clip; `None` takes what the video encoder was made for, or 16.
             frame_interval: frames of the video from one frame of a clip to the next.
             num_inference_steps: denoising steps where a call names none.
+            frame_stride: frames from one predicted map to the next where a call names none.
             unet_config: further settings of [`SaliencyUNet`].
 
         Raises:
@@ -139,6 +145,7 @@ class DiffSalPipeline(DiffusionPipeline):
             scheduler=create_scheduler("ddim"),
             processor=processor,
             default_num_inference_steps=num_inference_steps,
+            default_frame_stride=frame_stride,
         )
 
     def check_inputs(
@@ -220,7 +227,7 @@ class DiffSalPipeline(DiffusionPipeline):
         video: Any = None,
         audio: Any = None,
         num_inference_steps: int | None = None,
-        frame_stride: int = 1,
+        frame_stride: int | None = None,
         batch_size: int = 4,
         ensemble_size: int = 1,
         output_uncertainty: bool = False,
@@ -249,7 +256,8 @@ class DiffSalPipeline(DiffusionPipeline):
             audio: a path, or a pair of a waveform (`(samples,)` or `(channels, samples)`, float in [-1, 1] or int16)
                 and its rate in Hz; `None` takes the video's own sound, where there is one; `False` ignores it.
             num_inference_steps: denoising steps; `None` takes the model's default.
-            frame_stride: a map is predicted for every so many frames; those between are interpolated in time.
+            frame_stride: a map is predicted for every so many frames, and those between are interpolated in time;
+                `None` takes the model's default.
             batch_size: clips denoised together.
             ensemble_size: noise maps denoised for each frame; their mean is the saliency map.
             output_uncertainty: also return the standard deviation over the ensemble, pixel by pixel.
@@ -320,7 +328,7 @@ class DiffSalPipeline(DiffusionPipeline):
         video: Any = None,
         audio: Any = None,
         num_inference_steps: int | None = None,
-        frame_stride: int = 1,
+        frame_stride: int | None = None,
         batch_size: int = 4,
         ensemble_size: int = 1,
         output_uncertainty: bool = False,
@@ -351,6 +359,8 @@ class DiffSalPipeline(DiffusionPipeline):
         # 1. Check the arguments.
         if num_inference_steps is None:
             num_inference_steps = self.config.default_num_inference_steps
+        if frame_stride is None:
+            frame_stride = self.config.default_frame_stride
         self.check_inputs(
             video,
             audio,

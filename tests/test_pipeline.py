@@ -490,6 +490,18 @@ class TestLoading:
         loaded = DiffusionPipeline.from_pretrained(tmp_path)
         assert loaded.components[f"{kind}_encoder"] is None
 
+    def test_the_default_stride_and_interval_are_the_models(self, tmp_path):
+        tiny_pipeline(frame_interval=2, frame_stride=3).save_pretrained(tmp_path)
+        pipe = DiffusionPipeline.from_pretrained(tmp_path)
+        assert pipe.config.default_frame_stride == 3 and pipe.processor.config.frame_interval == 2
+        video = np.random.default_rng(0).integers(0, 255, (8, 32, 64, 3), dtype=np.uint8)
+        maps, strided, every = (
+            pipe(video, generator=torch.Generator().manual_seed(0), **settings).saliency
+            for settings in ({}, {"frame_stride": 3}, {"frame_stride": 1})
+        )
+        assert np.array_equal(maps, strided) and not np.array_equal(maps, every)
+        np.testing.assert_allclose(maps[1], (2 * maps[0] + maps[3]) / 3, atol=1e-6)
+
     def test_the_index_names_the_package(self, folder):
         index = json.loads((folder / "model_index.json").read_text())
         assert index["unet"] == ["diffsal_diffusers", "SaliencyUNet"]

@@ -211,4 +211,4 @@ def merged_pipeline(pipe: DiffSalPipeline) -> DiffSalPipeline:
 
 
 def _settings(pipe: DiffSalPipeline) -> dict[str, object]:
-    return {"default_num_inference_steps": pipe.config.default_num_inference_steps}
+    return {name: pipe.config[name] for name in ("default_num_inference_steps", "default_frame_stride")}

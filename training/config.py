@@ -26,11 +26,12 @@ class ModelConfig:
             encoders and the settings below.
         video, audio: names of encoders, see `DiffSalPipeline.from_encoders`. A pipeline from `folder` without an audio
             encoder gets this one; null leaves it without.
+        video_config: further settings of the video encoder.
         pretrained, audio_pretrained: their weights: true to download them, or the path of a file.
         frame_size: height and width that the networks see.
         num_frames: frames of a clip; null for the video encoder's own.
         frame_interval: frames of the video from one frame of a clip to the next.
-        num_inference_steps: denoising steps by default.
+        num_inference_steps, frame_stride: denoising steps, and frames from one map to the next, by default.
         unet: further settings of `SaliencyUNet`.
         freeze: components that are not trained, out of video_encoder, audio_encoder, unet.
         lora_rank: train low-rank adapters of the U-Net's attention of this rank instead of its weights.
@@ -39,12 +40,14 @@ class ModelConfig:
     folder: str | None = None
     video: str | None = "mvit_v2_s"
     audio: str | None = "vggish"
+    video_config: dict[str, Any] = field(default_factory=dict)
     pretrained: bool | str = False
     audio_pretrained: bool | str = False
     frame_size: list[int] = field(default_factory=lambda: [224, 384])
     num_frames: int | None = None
     frame_interval: int = 1
     num_inference_steps: int = 4
+    frame_stride: int = 1
     unet: dict[str, Any] = field(default_factory=dict)
     freeze: list[str] = field(default_factory=list)
     lora_rank: int | None = None

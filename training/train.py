@@ -31,6 +31,7 @@ from tqdm.auto import tqdm
 
 from diffsal_diffusers import DiffSalPipeline, InputError, SaliencyUNet, load_pipeline
 from diffsal_diffusers.data import SaliencyClips, load_saliency_dataset
+from diffsal_diffusers.encoders import create_video_encoder
 from diffsal_diffusers.metrics import METRICS
 
 LORA_TARGETS = ["to_q", "to_k", "to_v", "to_out"]
@@ -48,8 +49,12 @@ def build_pipeline(config: TrainingConfig) -> DiffSalPipeline:
         for key in model.unet:
             if key not in known:
                 raise InputError(f"there is no key `model.unet.{key}`; there are {', '.join(known)}")
+        video = model.video
+        if video is not None and model.video_config:
+            length = {} if model.num_frames is None else {"num_frames": model.num_frames}
+            video = create_video_encoder(video, pretrained=model.pretrained, **length, **model.video_config)
         pipe = DiffSalPipeline.from_encoders(
-            model.video,
+            video,
             model.audio,
             pretrained=model.pretrained,
             audio_pretrained=model.audio_pretrained,
@@ -57,6 +62,7 @@ def build_pipeline(config: TrainingConfig) -> DiffSalPipeline:
             num_frames=model.num_frames,
             frame_interval=model.frame_interval,
             num_inference_steps=model.num_inference_steps,
+            frame_stride=model.frame_stride,
             **model.unet,
         )
     pipe.scheduler = create_scheduler(config.scheduler)
@@ -101,6 +107,7 @@ def add_audio(pipe: DiffSalPipeline, config: TrainingConfig) -> DiffSalPipeline:
         num_frames=pipe.processor.config.num_frames,
         frame_interval=pipe.processor.config.frame_interval,
         num_inference_steps=pipe.config.default_num_inference_steps,
+        frame_stride=pipe.config.default_frame_stride,
         **{key: value for key, value in settings.items() if key not in follows and not key.startswith("_")},
     )
     learned = {name: value for name, value in pipe.unet.state_dict().items() if "audio" not in name}

@@ -68,6 +68,7 @@ def run_info(args: argparse.Namespace) -> int:
     print(f"input: clips of {config.num_frames} frames, resized to {height}x{width}")
     print(f"operations: {clip:.2f} GFLOP once a clip, {step:.2f} GFLOP a denoising step")
     print(f"denoising steps by default: {pipe.config.default_num_inference_steps}")
+    print(f"frames from one map to the next by default: {pipe.config.default_frame_stride}")
     return 0
 
 

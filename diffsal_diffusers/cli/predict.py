@@ -76,8 +76,8 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     predict.add_argument("--fps", type=positive, metavar="N", help="frame rate of a folder of frames; default: 25")
     add_model_argument(predict)
     add_inference_arguments(predict)
-    stride = "faster: predict every N-th frame and interpolate between; default: %(default)s"
-    predict.add_argument("--frame-stride", type=positive_int, default=1, metavar="N", help=stride)
+    stride = "faster: predict every N-th frame and interpolate between; default: the model's own"
+    predict.add_argument("--frame-stride", type=positive_int, metavar="N", help=stride)
 
 
 def run_predict(args: argparse.Namespace) -> int:
