@@ -2,7 +2,7 @@
 
     python benchmarks/realtime.py [--model MODEL]
 
-Makes a video of 1280x720, h264 with sound, of the example's frames, and predicts it with `diffsal predict` in a process
+Makes a video of 1280x720, h264 with sound, of the example's frames and predicts it with `diffsal predict` in a process
 of its own, with default settings: decoding, encoding, denoising and writing the default files. Then it times the parts
 by leaving the later ones out: reading alone, reading and predicting, all.
 """

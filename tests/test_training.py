@@ -263,14 +263,20 @@ class TestViews:
             seen = change_view(batch, areas, torch.ones_like(lights))
             assert seen["frames"].min() >= 0 and seen["frames"].max() <= 255
             for frames, saliency, fixations in zip(seen["frames"], seen["saliency"], seen["fixations"], strict=True):
-                if not fixations.any():
-                    continue
                 ((row, column),) = fixations.nonzero().tolist()
                 peak = divmod(int(saliency.argmax()), 80)
                 assert peak == pytest.approx((row, column), abs=1.01) and saliency.max() == 1
                 assert frames[1, 0, row, column] > 150 and torch.equal(frames[0], frames[1])
                 moved += 1
-        assert mirrored == {True, False} and moved > 60
+        assert mirrored == {True, False} and moved == 80
+
+    def test_a_crop_that_misses_what_was_looked_at_is_not_taken(self):
+        batch = self.batch()
+        corner = torch.tensor([[[0.3, 0, -0.7], [0, 0.3, -0.7]]]).repeat(8, 1, 1)
+        assert not batch["fixations"][:, :18, :24].any()
+        seen = change_view(batch, corner, torch.ones(8, 4))
+        torch.testing.assert_close(seen["saliency"], batch["saliency"])
+        assert torch.equal(seen["fixations"], batch["fixations"])
 
     def test_light_changes_the_picture_only(self):
         batch = self.batch()

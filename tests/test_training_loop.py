@@ -6,18 +6,22 @@ import json
 import os
 import random
 import resource
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import dataset_trees as trees
 import numpy as np
 import pytest
 import torch
 import yaml
+from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.state import AcceleratorState
 from diffsal_diffusers.training import checkpoints as checkpoints_module
+from diffsal_diffusers.training import train as train_module
 from diffsal_diffusers.training.config import build_config
 from diffsal_diffusers.training.train import main, train
 from diffsal_diffusers.training.validation import step_pictures
@@ -81,12 +85,17 @@ def finish(process: subprocess.Popen) -> tuple[int, str, str]:
 
 
 def losses(output: Path) -> dict[int, float]:
-    """The logged loss by step; of a step that was done twice, the last one."""
+    """The logged loss by step."""
+    return read_log(output, "loss")
+
+
+def read_log(output: Path, name: str) -> dict[int, float]:
+    """What was logged by step; of a step that was done twice, the last one."""
     found = {}
     for file in sorted((output / "logs" / "training").glob("events*"), key=lambda file: file.stat().st_mtime):
         events = EventAccumulator(str(file))
         events.Reload()
-        found |= {event.step: event.value for event in events.Scalars("loss")}
+        found |= {event.step: event.value for event in events.Scalars(name)}
     return found
 
 
@@ -104,6 +113,23 @@ def assert_same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor], **
             torch.testing.assert_close(one[name], other[name], **tolerance, msg=lambda m, name=name: f"{name}: {m}")
         else:
             assert torch.equal(one[name], other[name]), name
+
+
+def assert_learned_alike(one: Path, other: Path) -> None:
+    """From the checkpoint of step 2 to that of step 4, the weights of two runs changed in the same way."""
+    changes = []
+    for run in (one, other):
+        begin, end = (weights(run / "checkpoints" / f"step-0000000{step}") for step in (2, 4))
+        changes.append(torch.cat([(end[n] - begin[n]).flatten().float() for n in sorted(begin)]))
+    assert changes[0].norm() > 0
+    assert (changes[0] - changes[1]).norm() < 0.1 * changes[0].norm()
+
+
+def first_gradients(output: Path) -> dict[str, torch.Tensor]:
+    """The gradients of a run's first step, from the state of Adam."""
+    file = output / "checkpoints" / "step-00000001" / "training_state" / "optimizer.bin"
+    state = torch.load(file, weights_only=True)["state"]
+    return {str(i): s["exp_avg"] / 0.1 for i, s in state.items()}
 
 
 class TestGoingOn:
@@ -149,6 +175,64 @@ class TestGoingOn:
         assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
         assert_same(weights(resumed), weights(whole))
 
+    def test_it_goes_on_with_another_learning_rate(self, tmp_path):
+        common = {"steps": 4, "lr_schedule": "linear", "learning_rate_scale": {"unet": 0.5}, "checkpoint_every": 2}
+        train(build_config(config(tmp_path / "run", **common | {"steps": 2})))
+        train(build_config(config(tmp_path / "run", **common, learning_rate=1e-5)), resume="latest")
+        rates = read_log(tmp_path / "run", "learning_rate")
+        assert rates[3] == pytest.approx(0.5 * 1e-5 * 2 / 4) and rates[4] == pytest.approx(0.5 * 1e-5 * 1 / 4)
+
+    def test_frozen_networks_are_those_of_the_checkpoint(self, tmp_path):
+        """Not those of the folder that the run began with, which may have changed since."""
+        base = train(build_config(config(tmp_path / "base", steps=1)))
+        settings = config(tmp_path / "run", model={"folder": str(base), "freeze": ["video_encoder"]})
+        train(build_config(settings | {"steps": 1}))
+        changed = train(build_config(config(tmp_path / "other", steps=1, seed=5)))
+        shutil.rmtree(base)
+        changed.rename(base)
+        last = train(build_config(settings | {"steps": 2}), resume="latest")
+        raw = load_file(last / "training_state" / "model.safetensors")
+        frozen = {n: v for n, v in weights(last).items() if n.startswith("video_encoder")}
+        assert_same(frozen, {n: v for n, v in raw.items() if n.startswith("video_encoder")})
+
+    def test_killed_while_it_validates_it_validates_again(self, tmp_path, monkeypatch):
+        changes = {"steps": 4, "checkpoint_every": 2, "validation": VALIDATION}
+        train(build_config(config(tmp_path / "whole", **changes)))
+
+        def killed(*args):
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr(train_module, "validate", killed)
+            with pytest.raises(KeyboardInterrupt):
+                train(build_config(config(tmp_path / "killed", **changes)))
+        folder = tmp_path / "killed" / "checkpoints"
+        assert not folder.exists() or not list(folder.glob("*"))
+        train(build_config(config(tmp_path / "killed", **changes)))
+        best = [
+            json.loads((tmp_path / r / "checkpoints/best/validation.json").read_text()) for r in ("whole", "killed")
+        ]
+        assert best[0] == best[1]
+
+    def test_killed_between_two_renames_the_best_comes_back(self, tmp_path):
+        folder = tmp_path / "run" / "checkpoints"
+        train(build_config(config(tmp_path / "run", steps=2, validation=VALIDATION)))
+        before = weights(folder / "best")
+        (folder / "best").rename(folder / ".best.old")
+        shutil.copytree(folder / "step-00000002", folder / ".step-00000001.old")
+        train(build_config(config(tmp_path / "run", steps=3)), resume="latest")
+        assert sorted(path.name for path in folder.iterdir()) == ["best", "step-00000002", "step-00000003"]
+        assert_same(weights(folder / "best"), before)
+
+    def test_later_checkpoints_are_not_given_up_in_silence(self, tmp_path):
+        train(build_config(config(tmp_path / "run", steps=4, checkpoint_every=2)))
+        early = tmp_path / "run" / "checkpoints" / "step-00000002"
+        with pytest.raises(
+            InputError, match="holds later checkpoints, up to step 4; to go on from step 2 give another"
+        ):
+            train(build_config(config(tmp_path / "run")), resume=str(early))
+        assert train(build_config(config(tmp_path / "other", steps=3)), resume=str(early)).name == "step-00000003"
+
     def test_another_batch_or_no_checkpoint(self, tmp_path):
         with pytest.raises(InputError, match="no checkpoint to resume from"):
             train(build_config(config(tmp_path / "run")), resume="latest")
@@ -179,18 +263,32 @@ class TestProcesses:
         """Two processes that share the state of training out train, validate, save and go on as one process does."""
         if kind == "deepspeed" and importlib.util.find_spec("deepspeed") is None:
             pytest.skip("deepspeed is not installed")
-        changes = {"validation": VALIDATION, "checkpoint_every": 2, "learning_rate": 1e-4}
-        one = train(build_config(config(tmp_path / "one", **changes)))
+        changes = {"validation": VALIDATION, "checkpoint_every": 2, "learning_rate_scale": {"video_encoder": 0.1}}
+        train(build_config(config(tmp_path / "one", **changes)))
         for steps, resume in ((2, ()), (4, ("--resume", "latest"))):
             settings = config(tmp_path / "two", **changes, steps=steps)
             code, _, err = finish(launch(settings, tmp_path, *resume, processes=2, sharded=kind))
             assert code == 0, err
         for step, value in losses(tmp_path / "one").items():
             assert losses(tmp_path / "two")[step] == pytest.approx(value, rel=1e-3)
-        two = tmp_path / "two" / "checkpoints" / "step-00000004"
-        assert_same(weights(two), weights(one), atol=1e-3, rtol=1e-2)
-        start = weights(tmp_path / "one" / "checkpoints" / "step-00000002")
-        assert any(not torch.equal(value, start[name]) for name, value in weights(two).items())
+        assert_learned_alike(tmp_path / "one", tmp_path / "two")
+
+    @pytest.mark.parametrize("kind", ["fsdp", "deepspeed"])
+    def test_the_shipped_settings_are_the_tested_ones(self, kind):
+        file = ROOT / "training" / "accelerate_configs" / f"{kind}.yaml"
+        shipped = load_config_from_file(str(file)).to_dict()
+        assert shipped["distributed_type"] == kind.upper() and shipped["mixed_precision"] == "no"
+        text = (ROOT / "tests" / "sharded_on_cpu.py").read_text()
+        for name, value in shipped[f"{kind}_config"].items():
+            variable = name.upper() if kind == "fsdp" else f"ACCELERATE_DEEPSPEED_{name.upper()}"
+            assert f'"{variable}": "{str(value).lower() if value in (True, False) else value}"' in text
+
+    def test_sharded_checkpoints_are_refused_in_a_sentence(self, tmp_path):
+        train(build_config(config(tmp_path / "run", steps=1)))
+        code, _, err = finish(
+            launch(config(tmp_path / "run"), tmp_path, "--resume", "latest", processes=2, sharded="fsdp")
+        )
+        assert code == 1 and "was made with NO, and this run has FSDP: go on with the same" in err, err
 
     def test_what_sharding_cannot_do(self, tmp_path):
         settings = config(tmp_path / "run", mixed_precision="bf16")
@@ -224,11 +322,7 @@ class TestProcesses:
         train(build_config(config(tmp_path / "one", steps=1, max_grad_norm=1e9)))
         code, _, err = finish(launch(config(tmp_path / "two", steps=1, max_grad_norm=1e9), tmp_path, processes=2))
         assert code == 0, err
-        gradients = []
-        for run in ("one", "two"):
-            file = tmp_path / run / "checkpoints" / "step-00000001" / "training_state" / "optimizer.bin"
-            state = torch.load(file, weights_only=True)["state"]
-            gradients.append({str(i): s["exp_avg"] / 0.1 for i, s in state.items()})
+        gradients = [first_gradients(tmp_path / run) for run in ("one", "two")]
         assert max(g.abs().max() for g in gradients[0].values()) > 1e-3
         assert_same(*gradients, atol=1e-5, rtol=1e-4)
 
@@ -286,11 +380,10 @@ class TestCheckpoints:
 class TestSettings:
     @pytest.mark.parametrize("changes", [{"accumulation": 2}, {"gradient_checkpointing": True}])
     def test_what_saves_memory_changes_nothing(self, changes, tmp_path):
-        one = train(build_config(config(tmp_path / "one", learning_rate=1e-4)))
-        two = train(build_config(config(tmp_path / "two", learning_rate=1e-4, **changes)))
-        for step, value in losses(tmp_path / "one").items():
-            assert losses(tmp_path / "two")[step] == pytest.approx(value, rel=1e-3)
-        assert_same(weights(one), weights(two), atol=1e-3, rtol=1e-2)
+        train(build_config(config(tmp_path / "one", steps=1, max_grad_norm=1e9)))
+        train(build_config(config(tmp_path / "two", steps=1, max_grad_norm=1e9, **changes)))
+        assert losses(tmp_path / "two")[1] == pytest.approx(losses(tmp_path / "one")[1], rel=1e-4)
+        assert_same(*(first_gradients(tmp_path / run) for run in ("one", "two")), atol=1e-5, rtol=1e-4)
 
     def test_half_precision(self, tmp_path, request):
         train(build_config(config(tmp_path / "one")))
@@ -386,6 +479,18 @@ class TestWhatTrains:
             ({"model": TINY["model"] | {"unet": {"atention": "sca"}}}, "there is no key `model.unet.atention`"),
             ({"checkpoint_every": 0}, "`checkpoint_every` must be at least 1, got 0"),
             ({"drop_audio": 0.7, "drop_video": 0.7}, "must not be more than 1 together"),
+            ({"validation": {"data": {"name": "nothing"}}}, "there is no data set 'nothing'"),
+            (
+                {"model": TINY["model"] | {"unet": {"head_channels": "many"}}},
+                "`model` has settings of which no network",
+            ),
+            (
+                {"model": TINY["model"] | {"unet": {"attention": "none"}, "lora_rank": 2}},
+                "adapts the U-Net's attention",
+            ),
+            ({"seed": -1}, "`seed` must be at least 0"),
+            ({"workers": -1}, "`workers` must be at least 0"),
+            ({"learning_rate": -1.0}, "`learning_rate` must be above 0"),
             ({"lr_schedule": "sine"}, "`lr_schedule` must be one of linear"),
             ({"validation": {"metric": "kl"}}, "`validation.metric` must be one of cc"),
         ],
@@ -406,6 +511,25 @@ class TestWhatTrains:
         assert main(["--config", str(file)]) == 1
         last = capsys.readouterr().err.strip().splitlines()[-1]
         assert last.startswith("train: ") and ".png cannot be read as an image" in last
+
+    def test_broken_files_of_the_validation_are_left_out(self, tmp_path, capsys):
+        trees.audio_visual(tmp_path, lists={("train", 1): {"a": 6}, ("test", 1): {"b": 6, "c": 6}})
+        maps = sorted((tmp_path / "annotations" / "AVAD" / "b").rglob("*.*"))
+        for file in maps:
+            file.write_bytes(b"broken")
+        assert maps
+        data = {"name": "AVAD", "root": str(tmp_path), "split": "test", "fold": 1}
+        validation = {"data": data, "frame_step": 3, "every": 1}
+        train(build_config(config(tmp_path / "run", steps=1, validation=validation)))
+        assert "cc" in json.loads((tmp_path / "run/checkpoints/best/validation.json").read_text())
+        with pytest.raises(InputError):
+            train(build_config(config(tmp_path / "strict", steps=1, validation=validation, strict=True)))
+
+    def test_settings_may_stand_after_options(self, tmp_path, capsys):
+        file = tmp_path / "run.yaml"
+        file.write_text(yaml.safe_dump(config(tmp_path / "run")))
+        assert main(["--config", str(file), "steps=1", "--lora_rank", "2", "workers=-1"]) == 1
+        assert "`workers` must be at least 0" in capsys.readouterr().err
 
     @torch.no_grad()
     def test_pictures_show_the_frame_its_truth_and_each_step(self):

@@ -2,7 +2,6 @@
 
 import json
 import os
-import pickle
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -12,6 +11,7 @@ import torch
 from accelerate import Accelerator
 from diffusers.training_utils import EMAModel
 from safetensors import SafetensorError
+from torch.distributed.checkpoint import CheckpointException
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from ..errors import InputError
@@ -37,6 +37,19 @@ class Checkpoints:
     def all(self) -> list[Path]:
         """The complete checkpoints, oldest first."""
         return sorted(self.folder.glob("step-*[0-9]"))
+
+    def last_step(self) -> int:
+        """The step of the newest complete checkpoint."""
+        return int(self.all()[-1].name.removeprefix("step-"))
+
+    def recover(self) -> None:
+        """Puts right what a run left that was killed between two renames; for one process, before others look."""
+        for old in self.folder.glob(".*.old"):
+            final = self.folder / old.name[1 : -len(".old")]
+            if final.exists() or final.name.startswith("step-"):  # replaced, or given up
+                shutil.rmtree(old)
+            else:
+                os.replace(old, final)
 
     def save(
         self,
@@ -108,7 +121,7 @@ class Checkpoints:
         accelerator.wait_for_everyone()
         try:
             yield
-        except (OSError, RuntimeError, SafetensorError) as error:
+        except (OSError, RuntimeError, SafetensorError, CheckpointException) as error:
             if accelerator.is_main_process:
                 shutil.rmtree(part, ignore_errors=True)
             reason = " ".join(str(getattr(error, "strerror", None) or error).split())[:200]
@@ -156,7 +169,7 @@ class Checkpoints:
                     here.copy_(distribute_tensor(saved.to(here.device), here.device_mesh, here.placements)
                                if isinstance(here, DTensor) else saved)  # fmt: skip
                 ema.load_state_dict(averages | {"shadow_params": ema.shadow_params})
-        except (OSError, RuntimeError, KeyError, ValueError, SafetensorError, pickle.UnpicklingError) as error:
+        except (Exception, CheckpointException) as error:  # accelerate, torch and DeepSpeed raise all kinds here
             reason = " ".join(str(error).split())[:200]
             raise InputError(
                 f"{folder}: this run cannot go on from it, since its networks, what of them is trained, or their "
@@ -173,7 +186,7 @@ def whole(tensor: torch.Tensor) -> torch.Tensor:
 def copy_weights(
     module: DiffSalTraining, ema: EMAModel | None, trained: Sequence[torch.nn.Parameter], pipe: DiffSalPipeline
 ) -> None:
-    """Copies what is trained into a pipeline, averaged where there are averages. All processes must call this.
+    """Copies the weights into a pipeline, averaged where there are averages. All processes must call this.
 
     Args:
         module: the networks in training, which may be in shards.
@@ -184,8 +197,9 @@ def copy_weights(
     averages = dict(zip(trained, ema.shadow_params, strict=True)) if ema is not None else {}
     for name, network in module.named_children():
         for copied, parameter in zip(getattr(pipe, name).parameters(), network.parameters(), strict=True):
-            if parameter.requires_grad:
-                copied.copy_(whole(averages.get(parameter, parameter)))
+            copied.copy_(whole(averages.get(parameter, parameter)))
+        for copied, buffer in zip(getattr(pipe, name).buffers(), network.buffers(), strict=True):
+            copied.copy_(buffer)
 
 
 def save_pipeline(pipe: DiffSalPipeline, folder: Path) -> None:

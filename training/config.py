@@ -14,6 +14,7 @@ from ..errors import InputError
 from ..metrics import METRICS
 
 CONFIGS = Path(__file__).parent / "configs"
+LR_SCHEDULES = tuple(kind.value for kind in SchedulerType if kind != SchedulerType.PIECEWISE_CONSTANT)  # needs rules
 COMPONENTS = ("unet", "video_encoder", "audio_encoder")
 
 
@@ -122,7 +123,8 @@ class TrainingConfig:
         drop_audio, drop_video: share of samples that lose a modality, which trains the null conditions; never both.
         self_aligned: share of samples whose noisy map is made of the network's own estimate (self-aligned denoising).
         augment: mirror, crop and light the pictures of every sample at random.
-        ema_decay: of the moving average of the weights, which checkpoints hold; 0 for none.
+        ema_decay: of the moving average of the weights, which checkpoints hold; 0 for none. It is warmed up to: after
+            n steps the decay is at most 1 - (1 + n)^(-2/3), which is 0.99 at a thousand.
         gradient_checkpointing: less memory, more time.
         mixed_precision: no, fp16 or bf16; null for what `accelerate launch` says.
         seed: of everything random.
@@ -220,7 +222,9 @@ def _check(config: TrainingConfig, where: str) -> None:
         "steps": config.steps, "epoch_clips": config.epoch_clips, "checkpoint_every": config.checkpoint_every,
         "keep_checkpoints": config.keep_checkpoints, "log_every": config.log_every,
         "validation.every": config.validation.every, "validation.frame_step": config.validation.frame_step,
-        "model.lora_rank": config.model.lora_rank,
+        "model.lora_rank": config.model.lora_rank, "model.num_inference_steps": config.model.num_inference_steps,
+        "model.frame_stride": config.model.frame_stride, "model.frame_interval": config.model.frame_interval,
+        "validation.data.limit": None if config.validation.data is None else config.validation.data.limit,
     } | {f"data.{i}.stride": data.stride for i, data in enumerate(config.data)}  # fmt: skip
     for name, value in counts.items():
         if value is not None and value < 1:
@@ -231,6 +235,12 @@ def _check(config: TrainingConfig, where: str) -> None:
             raise InputError(f"{where}: `{name}` must be from 0 to 1, got {value}")
     if config.drop_audio + config.drop_video > 1:
         raise InputError(f"{where}: `drop_audio` and `drop_video` must not be more than 1 together")
+    for name in ("weight_decay", "warmup_steps", "workers", "seed"):
+        if not 0 <= getattr(config, name) < 2**31:
+            raise InputError(f"{where}: `{name}` must be at least 0 and below 2^31, got {getattr(config, name)}")
+    for name in ("learning_rate", "max_grad_norm", "timestep_shift"):
+        if not getattr(config, name) > 0:
+            raise InputError(f"{where}: `{name}` must be above 0, got {getattr(config, name)}")
     if not 0 <= config.ema_decay < 1:
         raise InputError(f"{where}: `ema_decay` must be from 0 to below 1, got {config.ema_decay}")
     for name, scale in config.learning_rate_scale.items():
@@ -241,15 +251,13 @@ def _check(config: TrainingConfig, where: str) -> None:
     for name in config.model.freeze:
         if name not in COMPONENTS:
             raise InputError(f"{where}: `model.freeze` may name {', '.join(COMPONENTS)}; got {name!r}")
-    if not config.timestep_shift > 0:
-        raise InputError(f"{where}: `timestep_shift` must be above 0, got {config.timestep_shift}")
     for i, data in enumerate(config.data):
         if not data.weight > 0:
             raise InputError(f"{where}: `data.{i}.weight` must be above 0, got {data.weight}")
     choices = {
         "mixed_precision": (config.mixed_precision, (None, "no", "fp16", "bf16")),
         "tracker": (config.tracker, ("tensorboard", "wandb", "none")),
-        "lr_schedule": (config.lr_schedule, tuple(kind.value for kind in SchedulerType)),
+        "lr_schedule": (config.lr_schedule, LR_SCHEDULES),
         "validation.metric": (config.validation.metric, tuple(config.validation.metrics)),
     }
     for name, (value, known) in choices.items():

@@ -169,12 +169,18 @@ def draw_views(seed: int, step: int, places: range) -> tuple[torch.Tensor, torch
 def change_view(batch: dict[str, torch.Tensor], areas: torch.Tensor, lights: torch.Tensor) -> dict[str, torch.Tensor]:
     """A batch of clips with its pictures, maps and fixations as `draw_views` says.
 
+    A sample that would be left with less than half of its map's maximum keeps its whole picture.
+
     Args:
         batch: see `DiffSalTraining.forward`; `frames` come back as float in [0, 255].
         areas, lights: from `draw_views`.
     """
     frames, saliency, fixations = batch["frames"], batch["saliency"], batch["fixations"]
     grid = F.affine_grid(areas, list(saliency.shape), align_corners=False)  # b h w 2
+    left = F.grid_sample(saliency, grid, align_corners=False).amax(dim=(1, 2, 3))
+    whole = F.pad(torch.stack([areas[:, 0, 0].sign(), torch.ones_like(left)], dim=1).diag_embed(), (0, 1))  # b 2 3
+    areas = torch.where((left < 0.5 * saliency.amax(dim=(1, 2, 3))).view(-1, 1, 1), whole, areas)
+    grid = F.affine_grid(areas, list(saliency.shape), align_corners=False)
 
     frames = F.grid_sample(frames.flatten(1, 2).float(), grid, padding_mode="border", align_corners=False)
     frames = frames.unflatten(1, batch["frames"].shape[1:3]) / 255  # b t 3 h w

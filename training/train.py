@@ -19,11 +19,11 @@ from accelerate import Accelerator, PartialState
 from accelerate.utils import DistributedDataParallelKwargs, DistributedType, ProjectConfiguration, set_seed
 from diffsal_diffusers.schedulers import create_scheduler
 from diffsal_diffusers.training.checkpoints import STATE, Checkpoints, copy_weights, whole
-from diffsal_diffusers.training.config import TrainingConfig, list_configs, load_config
+from diffsal_diffusers.training.config import ModelConfig, TrainingConfig, list_configs, load_config
 from diffsal_diffusers.training.data import StepSampler, change_view, draw_noise, draw_views
 from diffsal_diffusers.training.memory import summarize
 from diffsal_diffusers.training.module import DiffSalTraining
-from diffsal_diffusers.training.validation import validate
+from diffsal_diffusers.training.validation import load_validation, validate
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 from torch.utils.data import ConcatDataset, DataLoader
@@ -49,22 +49,13 @@ def build_pipeline(config: TrainingConfig) -> DiffSalPipeline:
         for key in model.unet:
             if key not in known:
                 raise InputError(f"there is no key `model.unet.{key}`; there are {', '.join(known)}")
-        video = model.video
-        if video is not None and model.video_config:
-            length = {} if model.num_frames is None else {"num_frames": model.num_frames}
-            video = create_video_encoder(video, pretrained=model.pretrained, **length, **model.video_config)
-        pipe = DiffSalPipeline.from_encoders(
-            video,
-            model.audio,
-            pretrained=model.pretrained,
-            audio_pretrained=model.audio_pretrained,
-            frame_size=tuple(model.frame_size),
-            num_frames=model.num_frames,
-            frame_interval=model.frame_interval,
-            num_inference_steps=model.num_inference_steps,
-            frame_stride=model.frame_stride,
-            **model.unet,
-        )
+        try:
+            pipe = create_pipeline(model)
+        except InputError:
+            raise
+        except (TypeError, ValueError, RuntimeError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise InputError(f"`model` has settings of which no network can be made ({reason})") from error
     pipe.scheduler = create_scheduler(config.scheduler)
     networks = {name: part for name, part in pipe.components.items() if isinstance(part, torch.nn.Module)}
     for name, part in networks.items():
@@ -81,12 +72,34 @@ def build_pipeline(config: TrainingConfig) -> DiffSalPipeline:
 
         for part in networks.values():
             part.requires_grad_(False)
+        if pipe.unet.config.attention == "none":
+            raise InputError("`model.lora_rank` adapts the U-Net's attention, and `model.unet.attention` is none")
         pipe.unet.add_adapter(LoraConfig(r=model.lora_rank, lora_alpha=model.lora_rank, target_modules=LORA_TARGETS))
     if config.gradient_checkpointing:
         for name, part in networks.items():
             if name not in model.freeze and part._supports_gradient_checkpointing:
                 part.enable_gradient_checkpointing()
     return pipe
+
+
+def create_pipeline(model: ModelConfig) -> DiffSalPipeline:
+    """A new pipeline of the config's encoders."""
+    video = model.video
+    if video is not None and model.video_config:
+        length = {} if model.num_frames is None else {"num_frames": model.num_frames}
+        video = create_video_encoder(video, pretrained=model.pretrained, **length, **model.video_config)
+    return DiffSalPipeline.from_encoders(
+        video,
+        model.audio,
+        pretrained=model.pretrained,
+        audio_pretrained=model.audio_pretrained,
+        frame_size=tuple(model.frame_size),
+        num_frames=model.num_frames,
+        frame_interval=model.frame_interval,
+        num_inference_steps=model.num_inference_steps,
+        frame_stride=model.frame_stride,
+        **model.unet,
+    )
 
 
 def require_package(name: str, what_for: str) -> None:
@@ -155,15 +168,22 @@ def train(config: TrainingConfig, resume: str | None = None) -> Path:
         kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
     )
     set_seed(config.seed)
+    check_sharding(accelerator, config)
+    checkpoints, first_step, best = Checkpoints(output / "checkpoints", config.keep_checkpoints), 0, None
+    if accelerator.is_main_process:
+        checkpoints.recover()
+    accelerator.wait_for_everyone()
+    if resume is None and checkpoints.all():
+        raise InputError(f"{output} holds a run already; go on with --resume latest, or give another `output`")
     pipe = build_pipeline(config)
     clips = build_data(config, pipe)
+    validated = load_validation(config)
     share = accelerator.num_processes * config.accumulation
     if config.batch_size % share:
         raise InputError(
             f"`batch_size` = {config.batch_size} must be divisible by the processes times `accumulation`, "
             f"{accelerator.num_processes} x {config.accumulation}"
         )
-    check_sharding(accelerator, config)
     epoch_clips = config.epoch_clips or sum(len(c) for c in clips)
     steps = config.steps or math.ceil(config.epochs * epoch_clips / config.batch_size)
 
@@ -184,26 +204,29 @@ def train(config: TrainingConfig, resume: str | None = None) -> Path:
     schedule = get_scheduler(
         config.lr_schedule, optimizer, num_warmup_steps=config.warmup_steps, num_training_steps=steps
     )
+    base_rates = list(schedule.base_lrs)
     wrapped, optimizer = accelerator.prepare(module, optimizer)
     accelerator.register_for_checkpointing(schedule)
     trained = [p for p in module.parameters() if p.requires_grad]  # FSDP has put shards in their place
     ema = EMAModel(trained, decay=config.ema_decay, use_ema_warmup=True) if config.ema_decay else None
 
     # 3. Resume.
-    checkpoints, first_step, best = Checkpoints(output / "checkpoints", config.keep_checkpoints), 0, None
     if resume is not None:
         folder = checkpoints.find(resume)
-        progress = read_progress(folder, config, epoch_clips)
-        if progress["processes"] != accelerator.num_processes:
-            accelerator.print(
-                f"note: the checkpoint was made by {progress['processes']} process(es), and here are "
-                f"{accelerator.num_processes}: clips and noise stay the same",
-                file=sys.stderr,
+        progress = read_progress(folder, config, epoch_clips, accelerator)
+        if checkpoints.all() and checkpoints.last_step() > progress["step"]:
+            raise InputError(
+                f"{output} holds later checkpoints, up to step {checkpoints.last_step()}; to go on from step "
+                f"{progress['step']} give another `output`"
             )
         checkpoints.restore(folder, accelerator, ema)
+        # The learning rate is this run's, which may have been given another one.
+        schedule.base_lrs = base_rates
+        for group, base, factor in zip(optimizer.param_groups, base_rates, schedule.lr_lambdas, strict=True):
+            group["initial_lr"], group["lr"] = base, base * factor(schedule.last_epoch)
+            group["weight_decay"] = config.weight_decay
+        copy_weights(module, ema, trained, pipe)
         first_step, best = progress["step"], checkpoints.best(config.validation.metric)
-    elif checkpoints.all():
-        raise InputError(f"{output} holds a run already; go on with --resume latest, or give another `output`")
 
     sampler = StepSampler(
         [len(c) for c in clips], [d.weight for d in config.data], epoch_clips,
@@ -228,7 +251,7 @@ def train(config: TrainingConfig, resume: str | None = None) -> Path:
         disable=None if accelerator.is_main_process else True,
     )  # fmt: skip
     batches, saved = iter(loader), None
-    waited, began = 0.0, time.perf_counter()
+    waited, paused, began = 0.0, 0.0, time.perf_counter()
     for step in range(first_step, steps):
         total = torch.zeros((), device=accelerator.device)
         for part in range(config.accumulation):
@@ -264,6 +287,7 @@ def train(config: TrainingConfig, resume: str | None = None) -> Path:
                 f"the gradient is {norm} at step {step + 1}: a smaller `learning_rate` may help; "
                 f"{len(checkpoints.all())} checkpoints are kept in {checkpoints.folder}"
             )
+        rate = optimizer.param_groups[0]["lr"]
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()
@@ -273,33 +297,35 @@ def train(config: TrainingConfig, resume: str | None = None) -> Path:
         # 5. Tell, validate, save.
         done = step + 1
         bar.update()
-        speed = (done - first_step) * config.batch_size / (time.perf_counter() - began)
+        seconds = time.perf_counter() - began - paused
+        speed = (done - first_step) * config.batch_size / seconds
         bar.set_postfix(loss=f"{value:.4f}", clips=f"{speed:.1f}/s")
         if done % config.log_every == 0 or done == steps:
-            seconds = time.perf_counter() - began
             if bar.disable and accelerator.is_main_process:  # no terminal: a line now and then, for a log
                 print(f"step {done} of {steps}: loss {value:.5f}, {speed:.1f} clips/s", file=sys.stderr)
             accelerator.log(
-                {"loss": value, "learning_rate": schedule.get_last_lr()[0], "gradient_norm": norm,
+                {"loss": value, "learning_rate": rate, "gradient_norm": norm,
                  "clips_per_second": speed, "share_of_time_waiting_for_data": waited / seconds}, step=done,
             )  # fmt: skip
         saves = done % config.checkpoint_every == 0 or done == steps
         validates = config.validation.data is not None and (done % config.validation.every == 0 or done == steps)
+        pausing = time.perf_counter()
         if saves or validates:
             copy_weights(module, ema, trained, pipe)
-        if saves:
-            progress = {
-                "step": done, "batch_size": config.batch_size, "epoch_clips": epoch_clips, "seed": config.seed,
-                "processes": accelerator.num_processes,
-            }  # fmt: skip
-            saved = checkpoints.save(accelerator, pipe, ema, progress)
         if validates:
-            scores = validate(accelerator, pipe, config, done)
+            scores = validate(accelerator, pipe, config, validated, done)
             score = scores[config.validation.metric]
             sign = 1 if METRICS[config.validation.metric].higher_is_better else -1
             if math.isfinite(score) and (best is None or sign * score > sign * best):
                 best = score
                 checkpoints.save_best(accelerator, pipe, {"step": done, config.validation.metric: score})
+        if saves:  # last, so that a run killed while it validates does so again
+            progress = {
+                "step": done, "batch_size": config.batch_size, "epoch_clips": epoch_clips, "seed": config.seed,
+                "processes": accelerator.num_processes, "kind": accelerator.distributed_type.value,
+            }  # fmt: skip
+            saved = checkpoints.save(accelerator, pipe, ema, progress)
+        paused += time.perf_counter() - pausing
     bar.close()
     for dataset in clips:
         dataset.report_skipped()
@@ -326,7 +352,7 @@ def check_sharding(accelerator: Accelerator, config: TrainingConfig) -> None:
         plugin.deepspeed_config["gradient_clipping"] = config.max_grad_norm
 
 
-def read_progress(folder: Path, config: TrainingConfig, epoch_clips: int) -> dict:
+def read_progress(folder: Path, config: TrainingConfig, epoch_clips: int, accelerator: Accelerator) -> dict:
     """Where a checkpoint stood, if this run may go on from it."""
     progress = json.loads((folder / STATE / "progress.json").read_text())
     for name, here in (("batch_size", config.batch_size), ("seed", config.seed), ("epoch_clips", epoch_clips)):
@@ -335,6 +361,21 @@ def read_progress(folder: Path, config: TrainingConfig, epoch_clips: int) -> dic
                 f"{folder} was trained with {name} = {progress[name]}, and this run has {here}: it would not see the "
                 "same data; give the same"
             )
+    kind, processes = accelerator.distributed_type.value, accelerator.num_processes
+    sharded = {DistributedType.FSDP.value, DistributedType.DEEPSPEED.value}
+    if progress["kind"] != kind and sharded & {progress["kind"], kind}:
+        raise InputError(f"{folder} was made with {progress['kind']}, and this run has {kind}: go on with the same")
+    if progress["processes"] != processes:
+        if kind == DistributedType.DEEPSPEED.value:
+            raise InputError(
+                f"{folder} was made by {progress['processes']} processes, and with DeepSpeed as many must go on, "
+                f"here are {processes}"
+            )
+        accelerator.print(
+            f"note: the checkpoint was made by {progress['processes']} process(es), and here are {processes}: clips "
+            "and noise stay the same",
+            file=sys.stderr,
+        )
     return progress
 
 
@@ -353,7 +394,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--resume", metavar="WHICH", help="go on: `latest`, or a checkpoint's folder")
     parser.add_argument("--lora_rank", type=int, metavar="N", help="train adapters of this rank; model.lora_rank=N")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="settings in place of the config's")
-    args = parser.parse_args(argv)
+    args = parser.parse_intermixed_args(argv)
     overrides = args.overrides + ([f"model.lora_rank={args.lora_rank}"] if args.lora_rank is not None else [])
     try:
         folder = train(load_config(args.config, overrides), args.resume)
@@ -363,6 +404,13 @@ def main(argv: list[str] | None = None) -> int:
     except InputError as error:
         # Out of a data worker it comes wrapped in the worker's traceback.
         print(f"train: {str(error).rsplit('InputError: ', 1)[-1].strip()}", file=sys.stderr)
+        return 1
+    except torch.OutOfMemoryError:
+        print(
+            "train: the device's memory is full; a smaller `batch_size`, more `accumulation`, or "
+            "`gradient_checkpointing` takes less",
+            file=sys.stderr,
+        )
         return 1
     except OSError as error:
         print(f"train: {error.filename or args.config}: {error.strerror or error}", file=sys.stderr)

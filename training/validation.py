@@ -19,45 +19,66 @@ logger = logging.get_logger(__name__)
 PICTURE_HEIGHT = 120  # pixels
 
 
+def load_validation(config: TrainingConfig) -> list[dict]:
+    """The videos to validate on; none where the config names none.
+
+    Raises:
+        InputError: there is no such data set, or there are no videos in it.
+    """
+    data = config.validation.data
+    if data is None:
+        return []
+    entries = list(load_saliency_dataset(data.name, data.root, split=data.split, fold=data.fold))[: data.limit]
+    if not entries:
+        raise InputError(f"`validation.data` has no videos: {data.name}, split {data.split}")
+    return entries
+
+
 def validate(
     accelerator: Accelerator,
     pipe: DiffSalPipeline,
     config: TrainingConfig,
+    entries: list[dict],
     step: int,
 ) -> dict[str, float]:
     """Scores the pipeline, which every process must have whole; logs the scores and some pictures.
 
     Returns:
         the mean over videos of each metric, the same in every process.
+
+    Raises:
+        InputError: a file is broken, where the config says `strict`; else its video is named and left out.
     """
-    data = config.validation.data
-    entries = load_saliency_dataset(data.name, data.root, split=data.split, fold=data.fold)
-    entries = list(entries)[: data.limit]
     pipe.set_progress_bar_config(disable=True)
     predict = PipelinePredictor(pipe, seed=config.seed, batch_size=4)
     results = []
     for place in range(accelerator.process_index, len(entries), accelerator.num_processes):
-        recording = open_recording(entries[place])
-        frames = range(0, recording.num_frames, config.validation.frame_step)
-        scorer = VideoScorer(recording, ["model"], config.validation.metrics, config.seed)
         try:
+            recording = open_recording(entries[place])
+            frames = range(0, recording.num_frames, config.validation.frame_step)
+            scorer = VideoScorer(recording, ["model"], config.validation.metrics, config.seed)
             for index, prediction in zip(frames, predict(recording, frames), strict=False):
                 scorer.score(index, recording.density(index), {"model": prediction})
         except PredictionError:
             raise
         except InputError as error:
-            logger.warning(f"{recording.video_id} is left out of the validation: {error}")
+            if config.strict:
+                raise
+            logger.warning(f"{entries[place]['video_id']} is left out of the validation: {error}")
             continue
         results.append((place, scorer.means()["model"]))
-    if accelerator.is_main_process:
+    trackers = [tracker for tracker in accelerator.trackers if hasattr(tracker, "log_images")]
+    if accelerator.is_main_process and trackers:
         pictures = {}
         for entry in entries[: config.validation.num_pictures]:
-            recording = open_recording(entry)
-            pictures[recording.video_id] = step_pictures(pipe, recording, config.seed)[None]
-        for tracker in accelerator.trackers:
-            if hasattr(tracker, "log_images"):
-                layout = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
-                tracker.log_images(pictures, step=step, **layout)
+            try:
+                recording = open_recording(entry)
+                pictures[recording.video_id] = step_pictures(pipe, recording, config.seed)[None]
+            except InputError:  # named above
+                continue
+        for tracker in trackers:
+            layout = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
+            tracker.log_images(pictures, step=step, **layout)
     results = [scores for _, scores in sorted(gather_object(results), key=lambda item: item[0])]
     scores = {metric: mean(result[metric] for result in results) for metric in config.validation.metrics}
     accelerator.log({f"validation/{metric}": value for metric, value in scores.items()}, step=step)
