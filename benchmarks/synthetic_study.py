@@ -1,8 +1,8 @@
 """The paper's ablations on synthetic scenes: what sound, attention, interaction, loss, steps and ensembles are worth.
 
-Trains a small network for each cell of the tables (an hour on two CPU cores for all of them), scores it on scenes that
-it never saw, prints the tables and writes them with curves to docs/synthetic_study.md. A study that was interrupted
-goes on where it stopped. The scenes are generated: nobody ever looked at them.
+Trains a small network for each cell of the tables (under an hour on two CPU cores for all of them), scores it on scenes
+that it never saw, prints the tables and writes them with curves to docs/synthetic_study.md. A study that was
+interrupted goes on where it stopped. The scenes are generated: nobody ever looked at them.
 """
 
 import argparse
@@ -12,9 +12,11 @@ import os
 import statistics
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
+from diffsal_diffusers.training.config import load_config
 
 ROOT = Path(__file__).parent.parent
 METRICS = ("cc", "nss", "auc_judd", "sim")
@@ -62,7 +64,6 @@ def run_cell(arguments: tuple) -> None:
     cell, seed, folder, steps, scenes, full_evaluation = arguments
     torch.set_num_threads(1)
     from diffsal_diffusers.schedulers import create_scheduler
-    from diffsal_diffusers.training.config import load_config
     from diffsal_diffusers.training.train import train
 
     from diffsal_diffusers import load_pipeline
@@ -199,6 +200,20 @@ def draw_curves(results: dict[str, list[dict]], file: Path) -> None:
     figure.savefig(file, metadata={"Date": None})
 
 
+def check_settings(folder: Path, settings: dict) -> None:
+    """Refuses a folder of results of other settings, which would be shown as those of these."""
+    settings["config"] = asdict(load_config("study"))
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / "settings.json"
+    if file.exists():
+        if json.loads(file.read_text()) != settings:
+            sys.exit(f"{folder} holds results of other settings; give another --folder, or delete it")
+    elif any(folder.glob("*.json")):
+        sys.exit(f"{folder} holds results of unknown settings; give another --folder, or delete it")
+    else:
+        file.write_text(json.dumps(settings, indent=2) + "\n")
+
+
 def main() -> None:
     """Runs what is not done yet, then prints and writes the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -209,7 +224,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs at a time (default: %(default)s)")
     parser.add_argument("--docs", type=Path, default=ROOT / "docs", help="where the page goes (default: docs)")
     args = parser.parse_args()
-    args.folder.mkdir(parents=True, exist_ok=True)
+    check_settings(args.folder, {"steps": args.steps, "scenes": args.scenes, "cells": CELLS})
     seeds = {cell: range(args.seeds if cell == "full" else 1) for cell in CELLS}
     jobs = [(cell, s, args.folder, args.steps, args.scenes, cell == "full") for cell in CELLS for s in seeds[cell]]
     os.environ["OMP_NUM_THREADS"] = "1"
