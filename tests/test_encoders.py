@@ -246,11 +246,12 @@ def test_every_weight_is_used(name):
     assert [key for key, parameter in encoder.named_parameters() if parameter.grad is None] == []
 
 
-@pytest.mark.parametrize("name", ["mvit_v2_s", "swin3d_t"])
+@pytest.mark.parametrize("name", ["mvit_v2_s", "swin3d_t", "timm/test_efficientnet_gn", "timm/test_resnet"])
 def test_gradient_checkpointing(name):
     encoder = seeded(create_video_encoder, name).train()
     calls = []
-    for block in encoder.blocks if name == "mvit_v2_s" else encoder.features[4]:
+    blocks = {"mvit_v2_s": "blocks", "swin3d_t": "features.4", "timm/test_resnet": "backbone.layer3"}
+    for block in encoder.get_submodule(blocks.get(name, "backbone.blocks")):
         block.register_forward_pre_hook(lambda *_: calls.append(1))
     video = torch.randn(2, 3, 4, 32, 64)
 

@@ -209,9 +209,12 @@ class TimmVideoEncoder(PerFrameVideoEncoder):
             EfficientNet family.
     """
 
+    _supports_gradient_checkpointing = True
+
     @register_to_config
     def __init__(self, model_name: str, num_frames: int = 16, fold_batch_norm: bool = False):
         super().__init__()
+        self.gradient_checkpointing = False
         self.backbone = self._create_backbone()
         if fold_batch_norm:
             _fold_batch_norms(self.backbone, model_name, _without_norm)
@@ -227,6 +230,11 @@ class TimmVideoEncoder(PerFrameVideoEncoder):
         for mix in self.temporal_mix:
             for tap, value in enumerate((0.25, 0.5, 0.25)):
                 nn.init.constant_(mix.weight[:, :, tap], value)
+
+    def _set_gradient_checkpointing(self, enable: bool = True, gradient_checkpointing_func: Callable | None = None):
+        # timm's networks do it themselves, block by block.
+        self.backbone.set_grad_checkpointing(enable)
+        self.gradient_checkpointing = enable
 
     def _create_backbone(self) -> nn.Module:
         name = self.config.model_name
