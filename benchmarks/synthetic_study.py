@@ -1,6 +1,6 @@
 """The paper's ablations on synthetic scenes: what sound, attention, interaction, loss, steps and ensembles are worth.
 
-Trains a small network for each cell of the tables (under an hour on two CPU cores for all of them), scores it on scenes
+Trains a small network for each cell of the tables (under an hour on two CPU cores for all), scores it on scenes
 that it never saw, prints the tables and writes them with curves to docs/synthetic_study.md. A study that was
 interrupted goes on where it stopped. The scenes are generated: nobody ever looked at them.
 """
@@ -195,6 +195,7 @@ def draw_curves(results: dict[str, list[dict]], file: Path) -> None:
     right.set(
         xscale="log", xticks=STEPS, xticklabels=STEPS, xlabel="denoising steps", ylabel="CC", title="CC over steps"
     )
+    right.minorticks_off()
     right.legend()
     figure.tight_layout()
     figure.savefig(file, metadata={"Date": None})
