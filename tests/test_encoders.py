@@ -269,6 +269,11 @@ def test_gradient_checkpointing(name):
     torch.testing.assert_close(checkpointed, plain)
 
 
+def test_a_backbone_that_cannot_checkpoint_gradients():
+    with pytest.raises(InputError, match="timm/hrnet_w18_small cannot checkpoint gradients"):
+        create_video_encoder("timm/hrnet_w18_small").enable_gradient_checkpointing()
+
+
 # Published weights
 
 

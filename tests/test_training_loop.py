@@ -22,6 +22,7 @@ from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.state import AcceleratorState
 from diffsal_diffusers.training import checkpoints as checkpoints_module
 from diffsal_diffusers.training import train as train_module
+from diffsal_diffusers.training import validation as validation_module
 from diffsal_diffusers.training.config import build_config
 from diffsal_diffusers.training.train import main, train
 from diffsal_diffusers.training.validation import step_pictures
@@ -196,19 +197,26 @@ class TestGoingOn:
         assert_same(frozen, {n: v for n, v in raw.items() if n.startswith("video_encoder")})
 
     def test_killed_while_it_validates_it_validates_again(self, tmp_path, monkeypatch):
-        changes = {"steps": 4, "checkpoint_every": 2, "validation": VALIDATION}
+        """At every step once in the end, and with the same best, whatever was killed; nothing is validated twice."""
+        changes = {"steps": 6, "checkpoint_every": 2, "validation": VALIDATION}
         train(build_config(config(tmp_path / "whole", **changes)))
+        validate, done, kills = train_module.validate, [], [2, 4, 6]
 
-        def killed(*args):
-            raise KeyboardInterrupt
+        def killed(accelerator, pipe, config, entries, step):
+            if step in kills:
+                kills.remove(step)
+                raise KeyboardInterrupt
+            done.append(step)
+            return validate(accelerator, pipe, config, entries, step)
 
-        with monkeypatch.context() as patch:
-            patch.setattr(train_module, "validate", killed)
+        monkeypatch.setattr(train_module, "validate", killed)
+        for resume in (None, "latest", "latest"):
             with pytest.raises(KeyboardInterrupt):
-                train(build_config(config(tmp_path / "killed", **changes)))
-        folder = tmp_path / "killed" / "checkpoints"
-        assert not folder.exists() or not list(folder.glob("*"))
-        train(build_config(config(tmp_path / "killed", **changes)))
+                train(build_config(config(tmp_path / "killed", **changes)), resume=resume)
+        assert done == [2, 4]
+        train(build_config(config(tmp_path / "killed", **changes)), resume="latest")
+        train(build_config(config(tmp_path / "killed", **changes)), resume="latest")
+        assert done == [2, 4, 6]
         best = [
             json.loads((tmp_path / r / "checkpoints/best/validation.json").read_text()) for r in ("whole", "killed")
         ]
@@ -227,9 +235,7 @@ class TestGoingOn:
     def test_later_checkpoints_are_not_given_up_in_silence(self, tmp_path):
         train(build_config(config(tmp_path / "run", steps=4, checkpoint_every=2)))
         early = tmp_path / "run" / "checkpoints" / "step-00000002"
-        with pytest.raises(
-            InputError, match="holds later checkpoints, up to step 4; to go on from step 2 give another"
-        ):
+        with pytest.raises(InputError, match="holds other checkpoints, the last one step-00000004; to go on from"):
             train(build_config(config(tmp_path / "run")), resume=str(early))
         assert train(build_config(config(tmp_path / "other", steps=3)), resume=str(early)).name == "step-00000003"
 
@@ -407,6 +413,9 @@ class TestSettings:
             train(build_config(config(tmp_path / name, steps=2, augment=augment)))
         assert losses(tmp_path / "two") == losses(tmp_path / "again") != losses(tmp_path / "one")
 
+    def test_the_largest_seed(self, tmp_path):
+        train(build_config(config(tmp_path / "run", steps=1, seed=2**28 - 1, augment=True)))
+
     def test_weights_of_timesteps(self, tmp_path):
         train(build_config(config(tmp_path / "one", steps=1)))
         train(build_config(config(tmp_path / "two", steps=1, snr_gamma=1e-3)))
@@ -454,6 +463,9 @@ class TestWhatTrains:
         first = train(build_config(config(tmp_path / "first", model=alone, steps=2)))
         both = {"folder": str(first), "audio": "log_mel_cnn"}
         second = train(build_config(config(tmp_path / "second", model=both, steps=1, learning_rate=1e-9)))
+        for unet, message in (({"atention": "sca"}, "no key"), ({"head_channels": "many"}, "no network can be made")):
+            with pytest.raises(InputError, match=message):
+                train(build_config(config(tmp_path / "wrong", model=both | {"unet": unet})))
         pipe, start = DiffusionPipeline.from_pretrained(second), DiffusionPipeline.from_pretrained(first)
         assert start.audio_encoder is None and pipe.audio_encoder is not None
         assert_same(start.video_encoder.state_dict(), pipe.video_encoder.state_dict(), atol=1e-5, rtol=1e-4)
@@ -498,6 +510,7 @@ class TestWhatTrains:
     def test_wrong_settings(self, changes, message, tmp_path):
         with pytest.raises(InputError, match=message):
             train(build_config(config(tmp_path / "run", **changes)))
+        assert not (tmp_path / "run" / "checkpoints").exists()  # seen before anything was trained
 
     def test_broken_data_is_one_sentence_out_of_a_worker(self, tmp_path, capsys):
         (tmp_path / "videos").mkdir()
@@ -512,15 +525,19 @@ class TestWhatTrains:
         last = capsys.readouterr().err.strip().splitlines()[-1]
         assert last.startswith("train: ") and ".png cannot be read as an image" in last
 
-    def test_broken_files_of_the_validation_are_left_out(self, tmp_path, capsys):
-        trees.audio_visual(tmp_path, lists={("train", 1): {"a": 6}, ("test", 1): {"b": 6, "c": 6}})
+    def test_broken_files_of_the_validation_are_left_out(self, tmp_path, monkeypatch):
+        trees.audio_visual(tmp_path, lists={("train", 1): {"a": 6}, ("test", 1): {"b": 6, "c": 6, "d": 6}})
         maps = sorted((tmp_path / "annotations" / "AVAD" / "b").rglob("*.*"))
+        maps += sorted((tmp_path / "video_frames" / "AVAD" / "d").rglob("*.*"))
         for file in maps:
             file.write_bytes(b"broken")
         assert maps
         data = {"name": "AVAD", "root": str(tmp_path), "split": "test", "fold": 1}
         validation = {"data": data, "frame_step": 3, "every": 1}
+        warned = []
+        monkeypatch.setattr(validation_module.logger, "warning", warned.append)
         train(build_config(config(tmp_path / "run", steps=1, validation=validation)))
+        assert [message.split(":")[0] for message in warned] == [f"{v} is left out of the validation" for v in "bd"]
         assert "cc" in json.loads((tmp_path / "run/checkpoints/best/validation.json").read_text())
         with pytest.raises(InputError):
             train(build_config(config(tmp_path / "strict", steps=1, validation=validation, strict=True)))

@@ -38,9 +38,15 @@ class Checkpoints:
         """The complete checkpoints, oldest first."""
         return sorted(self.folder.glob("step-*[0-9]"))
 
-    def last_step(self) -> int:
-        """The step of the newest complete checkpoint."""
-        return int(self.all()[-1].name.removeprefix("step-"))
+    def is_validated(self, folder: Path) -> bool:
+        """Whether the validation at a checkpoint's step was done to its end."""
+        return (folder / STATE / "validated").exists()
+
+    def set_validated(self, accelerator: Accelerator, step: int) -> None:
+        """Notes that a step's validation is done, in its checkpoint where it has one."""
+        folder = self.folder / f"step-{step:08d}" / STATE
+        if accelerator.is_main_process and folder.exists():
+            (folder / "validated").touch()
 
     def recover(self) -> None:
         """Puts right what a run left that was killed between two renames; for one process, before others look."""

@@ -236,8 +236,8 @@ def _check(config: TrainingConfig, where: str) -> None:
     if config.drop_audio + config.drop_video > 1:
         raise InputError(f"{where}: `drop_audio` and `drop_video` must not be more than 1 together")
     for name in ("weight_decay", "warmup_steps", "workers", "seed"):
-        if not 0 <= getattr(config, name) < 2**31:
-            raise InputError(f"{where}: `{name}` must be at least 0 and below 2^31, got {getattr(config, name)}")
+        if not 0 <= getattr(config, name) < 2**28:
+            raise InputError(f"{where}: `{name}` must be at least 0 and below 2^28, got {getattr(config, name)}")
     for name in ("learning_rate", "max_grad_norm", "timestep_shift"):
         if not getattr(config, name) > 0:
             raise InputError(f"{where}: `{name}` must be above 0, got {getattr(config, name)}")

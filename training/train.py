@@ -40,22 +40,22 @@ LORA_TARGETS = ["to_q", "to_k", "to_v", "to_out"]
 def build_pipeline(config: TrainingConfig) -> DiffSalPipeline:
     """The pipeline to train, its frozen parts frozen, with adapters where they are asked for."""
     model = config.model
-    if model.folder is not None:
-        pipe = load_pipeline(model.folder)
-        if pipe.audio_encoder is None and model.audio is not None:
-            pipe = add_audio(pipe, config)
-    else:
-        known = inspect.signature(SaliencyUNet).parameters
-        for key in model.unet:
-            if key not in known:
-                raise InputError(f"there is no key `model.unet.{key}`; there are {', '.join(known)}")
-        try:
+    known = inspect.signature(SaliencyUNet).parameters
+    for key in model.unet:
+        if key not in known:
+            raise InputError(f"there is no key `model.unet.{key}`; there are {', '.join(known)}")
+    try:
+        if model.folder is None:
             pipe = create_pipeline(model)
-        except InputError:
-            raise
-        except (TypeError, ValueError, RuntimeError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise InputError(f"`model` has settings of which no network can be made ({reason})") from error
+        else:
+            pipe = load_pipeline(model.folder)
+            if pipe.audio_encoder is None and model.audio is not None:
+                pipe = add_audio(pipe, config)
+    except InputError:
+        raise
+    except (TypeError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"`model` has settings of which no network can be made ({reason})") from error
     pipe.scheduler = create_scheduler(config.scheduler)
     networks = {name: part for name, part in pipe.components.items() if isinstance(part, torch.nn.Module)}
     for name, part in networks.items():
@@ -214,10 +214,10 @@ def train(config: TrainingConfig, resume: str | None = None) -> Path:
     if resume is not None:
         folder = checkpoints.find(resume)
         progress = read_progress(folder, config, epoch_clips, accelerator)
-        if checkpoints.all() and checkpoints.last_step() > progress["step"]:
+        if checkpoints.all() and checkpoints.all()[-1].resolve() != folder.resolve():
             raise InputError(
-                f"{output} holds later checkpoints, up to step {checkpoints.last_step()}; to go on from step "
-                f"{progress['step']} give another `output`"
+                f"{output} holds other checkpoints, the last one {checkpoints.all()[-1].name}; to go on from {folder} "
+                "give another `output`"
             )
         checkpoints.restore(folder, accelerator, ema)
         # The learning rate is this run's, which may have been given another one.
@@ -251,6 +251,8 @@ def train(config: TrainingConfig, resume: str | None = None) -> Path:
         disable=None if accelerator.is_main_process else True,
     )  # fmt: skip
     batches, saved = iter(loader), None
+    if resume is not None and first_step % config.validation.every == 0 and not checkpoints.is_validated(folder):
+        best = find_best(accelerator, pipe, config, validated, checkpoints, first_step, best)  # killed before or in it
     waited, paused, began = 0.0, 0.0, time.perf_counter()
     for step in range(first_step, steps):
         total = torch.zeros((), device=accelerator.device)
@@ -312,25 +314,41 @@ def train(config: TrainingConfig, resume: str | None = None) -> Path:
         pausing = time.perf_counter()
         if saves or validates:
             copy_weights(module, ema, trained, pipe)
-        if validates:
-            scores = validate(accelerator, pipe, config, validated, done)
-            score = scores[config.validation.metric]
-            sign = 1 if METRICS[config.validation.metric].higher_is_better else -1
-            if math.isfinite(score) and (best is None or sign * score > sign * best):
-                best = score
-                checkpoints.save_best(accelerator, pipe, {"step": done, config.validation.metric: score})
-        if saves:  # last, so that a run killed while it validates does so again
+        if saves:
             progress = {
                 "step": done, "batch_size": config.batch_size, "epoch_clips": epoch_clips, "seed": config.seed,
                 "processes": accelerator.num_processes, "kind": accelerator.distributed_type.value,
             }  # fmt: skip
             saved = checkpoints.save(accelerator, pipe, ema, progress)
+        if validates:
+            best = find_best(accelerator, pipe, config, validated, checkpoints, done, best)
         paused += time.perf_counter() - pausing
     bar.close()
     for dataset in clips:
         dataset.report_skipped()
     accelerator.end_training()
     return saved or checkpoints.find("latest")
+
+
+def find_best(
+    accelerator: Accelerator,
+    pipe: DiffSalPipeline,
+    config: TrainingConfig,
+    entries: list[dict],
+    checkpoints: Checkpoints,
+    step: int,
+    best: float | None,
+) -> float | None:
+    """Validates, and keeps the pipeline where it is better than all before; the best score."""
+    if not entries:
+        return best
+    score = validate(accelerator, pipe, config, entries, step)[config.validation.metric]
+    sign = 1 if METRICS[config.validation.metric].higher_is_better else -1
+    if math.isfinite(score) and (best is None or sign * score > sign * best):
+        best = score
+        checkpoints.save_best(accelerator, pipe, {"step": step, config.validation.metric: score})
+    checkpoints.set_validated(accelerator, step)
+    return best
 
 
 def check_sharding(accelerator: Accelerator, config: TrainingConfig) -> None:
@@ -363,8 +381,9 @@ def read_progress(folder: Path, config: TrainingConfig, epoch_clips: int, accele
             )
     kind, processes = accelerator.distributed_type.value, accelerator.num_processes
     sharded = {DistributedType.FSDP.value, DistributedType.DEEPSPEED.value}
-    if progress["kind"] != kind and sharded & {progress["kind"], kind}:
-        raise InputError(f"{folder} was made with {progress['kind']}, and this run has {kind}: go on with the same")
+    before = progress.get("kind", kind)
+    if before != kind and sharded & {before, kind}:
+        raise InputError(f"{folder} was made with {before}, and this run has {kind}: go on with the same")
     if progress["processes"] != processes:
         if kind == DistributedType.DEEPSPEED.value:
             raise InputError(

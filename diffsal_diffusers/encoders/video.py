@@ -233,7 +233,10 @@ class TimmVideoEncoder(PerFrameVideoEncoder):
 
     def _set_gradient_checkpointing(self, enable: bool = True, gradient_checkpointing_func: Callable | None = None):
         # timm's networks do it themselves, block by block.
-        self.backbone.set_grad_checkpointing(enable)
+        try:
+            self.backbone.set_grad_checkpointing(enable)
+        except (AttributeError, AssertionError) as error:
+            raise InputError(f"timm/{self.config.model_name} cannot checkpoint gradients") from error
         self.gradient_checkpointing = enable
 
     def _create_backbone(self) -> nn.Module:
