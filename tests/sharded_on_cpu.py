@@ -6,6 +6,10 @@
 import os
 import sys
 
+from accelerate.state import AcceleratorState, PartialState
+from accelerate.utils import DistributedType
+from diffsal_diffusers.training.train import main
+
 kind = sys.argv.pop(1)
 os.environ |= {
     "fsdp": {
@@ -20,10 +24,6 @@ os.environ |= {
         "DS_ACCELERATOR": "cpu",
     },
 }[kind]
-
-from accelerate.state import AcceleratorState, PartialState  # noqa: E402
-from accelerate.utils import DistributedType  # noqa: E402
-from diffsal_diffusers.training.train import main  # noqa: E402
 
 construct = AcceleratorState.__init__
 

@@ -177,7 +177,7 @@ def train(config: TrainingConfig, resume: str | None = None) -> Path:
         raise InputError(f"{output} holds a run already; go on with --resume latest, or give another `output`")
     pipe = build_pipeline(config)
     clips = build_data(config, pipe)
-    validated = load_validation(config)
+    validation_videos = load_validation(config)
     share = accelerator.num_processes * config.accumulation
     if config.batch_size % share:
         raise InputError(
@@ -251,8 +251,10 @@ def train(config: TrainingConfig, resume: str | None = None) -> Path:
         disable=None if accelerator.is_main_process else True,
     )  # fmt: skip
     batches, saved = iter(loader), None
-    if resume is not None and first_step % config.validation.every == 0 and not checkpoints.is_validated(folder):
-        best = find_best(accelerator, pipe, config, validated, checkpoints, first_step, best)  # killed before or in it
+    due = first_step % config.validation.every == 0 or first_step == steps
+    if resume is not None and due and not checkpoints.is_validated(folder):
+        # It was killed before that validation's end.
+        best = find_best(accelerator, pipe, config, validation_videos, checkpoints, first_step, best)
     waited, paused, began = 0.0, 0.0, time.perf_counter()
     for step in range(first_step, steps):
         total = torch.zeros((), device=accelerator.device)
@@ -296,7 +298,7 @@ def train(config: TrainingConfig, resume: str | None = None) -> Path:
         if ema is not None:
             ema.step(trained)
 
-        # 5. Tell, validate, save.
+        # 5. Tell, save, validate.
         done = step + 1
         bar.update()
         seconds = time.perf_counter() - began - paused
@@ -321,7 +323,7 @@ def train(config: TrainingConfig, resume: str | None = None) -> Path:
             }  # fmt: skip
             saved = checkpoints.save(accelerator, pipe, ema, progress)
         if validates:
-            best = find_best(accelerator, pipe, config, validated, checkpoints, done, best)
+            best = find_best(accelerator, pipe, config, validation_videos, checkpoints, done, best)
         paused += time.perf_counter() - pausing
     bar.close()
     for dataset in clips:
@@ -334,15 +336,15 @@ def find_best(
     accelerator: Accelerator,
     pipe: DiffSalPipeline,
     config: TrainingConfig,
-    entries: list[dict],
+    videos: list[dict],
     checkpoints: Checkpoints,
     step: int,
     best: float | None,
 ) -> float | None:
     """Validates, and keeps the pipeline where it is better than all before; the best score."""
-    if not entries:
+    if not videos:
         return best
-    score = validate(accelerator, pipe, config, entries, step)[config.validation.metric]
+    score = validate(accelerator, pipe, config, videos, step)[config.validation.metric]
     sign = 1 if METRICS[config.validation.metric].higher_is_better else -1
     if math.isfinite(score) and (best is None or sign * score > sign * best):
         best = score
