@@ -9,10 +9,11 @@ from diffsal_diffusers.schedulers import create_scheduler
 from diffsal_diffusers.training.config import CONFIGS, build_config, list_configs, load_config
 from diffsal_diffusers.training.data import StepSampler, change_view, draw_noise, draw_views
 from diffsal_diffusers.training.losses import LOSSES, add_noise, saliency_losses, snr_weights
+from diffsal_diffusers.training.module import DiffSalTraining
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference_weights import draw_weights
-from stand_ins import TINY_UNET
+from stand_ins import TINY_UNET, tiny_pipeline
 
 from diffsal_diffusers import InputError, SaliencyUNet
 from diffsal_diffusers.metrics import cc, kl_divergence, nss
@@ -292,6 +293,50 @@ class TestViews:
     def test_chance_belongs_to_the_place_in_the_batch(self):
         whole, part = draw_views(3, 7, range(6)), draw_views(3, 7, range(2, 4))
         assert all(torch.equal(a[2:4], b) for a, b in zip(whole, part, strict=True))
+
+
+class TestOwnEstimates:
+    """Self-aligned denoising: the noisy map is made of what the network says of pure noise."""
+
+    def losses(self, **settings):
+        config = build_config({"output": "x", "data": [{"name": "synthetic"}], "self_aligned": 1.0, **settings})
+        pipe = tiny_pipeline(num_frames=2)
+        module, scheduler = DiffSalTraining(pipe, create_scheduler(), config).train(), create_scheduler()
+        g = torch.Generator().manual_seed(0)
+        saliency = torch.rand(2, 1, 64, 96, generator=g)
+        batch = {
+            "frames": torch.randint(0, 256, (2, 2, 3, 64, 96), generator=g, dtype=torch.uint8),
+            "log_mel": torch.rand(2, 1, 9, *pipe.processor.config.audio_size, generator=g),
+            "has_audio": torch.tensor([True, True]),
+            "saliency": saliency,
+            "fixations": saliency[:, 0] > 0.9,
+        }
+        chance = draw_noise(0, 0, range(2), (64, 96), 1000, 1.0, 0.0, 0.0, 1.0)
+        losses = module(batch, chance)
+
+        # The same, written out.
+        frames = module.processor.normalize(batch["frames"].flatten(0, 1)).unflatten(0, (2, 2)).transpose(1, 2)
+        features = pipe.video_encoder(frames).features, pipe.audio_encoder(batch["log_mel"]).features[0]
+        first = pipe.unet(chance.start_noise, 999, *features).sample
+        kept = first if config.first_estimate > 0 else first.detach()
+        noisy = scheduler.add_noise(kept, chance.noise, chance.timesteps)
+        second = pipe.unet(noisy, chance.timesteps, *features).sample
+        one, two = (F.mse_loss((s + 1) / 2, saliency, reduction="none").mean(dim=(1, 2, 3)) for s in (first, second))
+        return pipe.unet, losses, two + config.first_estimate * one
+
+    @pytest.mark.parametrize("weight", [0.0, 0.5])
+    def test_loss_and_gradient(self, weight):
+        unet, losses, expected = self.losses(first_estimate=weight)
+        torch.testing.assert_close(losses, expected)
+        parameters = list(unet.noise_encoder.parameters())
+        ours, theirs = (torch.autograd.grad(x.sum(), parameters, retain_graph=True) for x in (losses, expected))
+        for a, b in zip(ours, theirs, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
+
+    def test_the_first_estimate_is_weighed_only_where_it_is_made(self):
+        for wrong, got in (({"first_estimate": 1.0}, "1.0"), ({"first_estimate": -1, "self_aligned": 1.0}, "-1.0")):
+            with pytest.raises(InputError, match=f"`first_estimate` must be at least 0.*got {got}"):
+                build_config({"output": "x", "data": [{"name": "synthetic"}], **wrong})
 
 
 class TestConfig:

@@ -121,7 +121,10 @@ class TrainingConfig:
             from picture and sound there.
         snr_gamma: Min-SNR weighting of timesteps; null for none.
         drop_audio, drop_video: share of samples that lose a modality, which trains the null conditions; never both.
-        self_aligned: share of samples whose noisy map is made of the network's own estimate (self-aligned denoising).
+        self_aligned: share of samples whose noisy map is made of the network's own estimate from pure noise
+            (self-aligned denoising, arXiv 2303.17559).
+        first_estimate: weight of this estimate's own loss. Above 0, the gradient of the second estimate flows through
+            the first, too, as in end-to-end fine-tuning (arXiv 2409.11355): both passes learn to work together.
         augment: mirror, crop and light the pictures of every sample at random.
         ema_decay: of the moving average of the weights, which checkpoints hold; 0 for none. It is warmed up to: after
             n steps the decay is at most 1 - (1 + n)^(-2/3), which is 0.99 at a thousand.
@@ -158,6 +161,7 @@ class TrainingConfig:
     drop_audio: float = 0.1
     drop_video: float = 0.1
     self_aligned: float = 0.0
+    first_estimate: float = 0.0
     augment: bool = False
     ema_decay: float = 0.999
     gradient_checkpointing: bool = False
@@ -238,6 +242,11 @@ def _check(config: TrainingConfig, where: str) -> None:
     for name in ("weight_decay", "warmup_steps", "workers", "seed"):
         if not 0 <= getattr(config, name) < 2**28:
             raise InputError(f"{where}: `{name}` must be at least 0 and below 2^28, got {getattr(config, name)}")
+    if config.first_estimate < 0 or (config.first_estimate > 0 and config.self_aligned == 0):
+        raise InputError(
+            f"{where}: `first_estimate` must be at least 0, and above 0 needs `self_aligned` samples; got "
+            f"{config.first_estimate}"
+        )
     for name in ("learning_rate", "max_grad_norm", "timestep_shift"):
         if not getattr(config, name) > 0:
             raise InputError(f"{where}: `{name}` must be above 0, got {getattr(config, name)}")

@@ -69,26 +69,27 @@ class DiffSalTraining(nn.Module):
 
         # 2. Make the noisy maps S_t (eq. 1), some of them of the network's own estimate.
         saliency = batch["saliency"]
-        start = saliency
+        start, first_losses = saliency, 0.0
         if self.config.self_aligned > 0:
-            estimate = self._estimate(chance, conditions)
+            # Where the network's own sampling begins: what it says of pure noise.
+            last = self.scheduler.config.num_train_timesteps - 1
+            with torch.set_grad_enabled(torch.is_grad_enabled() and self.config.first_estimate > 0):
+                estimate = self._predict(chance.start_noise, last, conditions)
+            if self.config.first_estimate > 0:
+                losses = saliency_losses(estimate, saliency, batch["fixations"], self.config.loss)
+                first_losses = self.config.first_estimate * losses
             start = torch.where(chance.self_aligned.view(-1, 1, 1, 1), estimate, saliency)
-        sample_range = self.unet.config.sample_range
-        noisy = add_noise(self.scheduler, start, chance.noise, chance.timesteps, sample_range)
+        noisy = add_noise(self.scheduler, start, chance.noise, chance.timesteps, self.unet.config.sample_range)
 
         # 3. Predict the clean maps, and compare.
-        low, high = sample_range
-        prediction = self.unet(noisy, chance.timesteps, conditions=conditions).sample
-        prediction = (prediction.float() - low) / (high - low)
+        prediction = self._predict(noisy, chance.timesteps, conditions)
         losses = saliency_losses(prediction, saliency, batch["fixations"], self.config.loss)
         if self.config.snr_gamma is not None:
             losses = losses * snr_weights(self.scheduler, chance.timesteps, self.config.snr_gamma)
-        return losses
+        return losses + first_losses
 
-    @torch.no_grad()
-    def _estimate(self, chance: StepNoise, conditions) -> torch.Tensor:
-        """What the network says of pure noise: where its own sampling begins."""
+    def _predict(self, noisy: torch.Tensor, timesteps: torch.Tensor | int, conditions) -> torch.Tensor:
+        """The network's estimates of the clean maps, in [0, 1]."""
         low, high = self.unet.config.sample_range
-        last = self.scheduler.config.num_train_timesteps - 1
-        estimate = self.unet(chance.start_noise, last, conditions=conditions).sample
-        return (estimate.float() - low) / (high - low)
+        prediction = self.unet(noisy, timesteps, conditions=conditions).sample
+        return (prediction.float() - low) / (high - low)
