@@ -27,7 +27,7 @@ from .encoders import (
 from .errors import InputError
 from .models import SaliencyUNet
 from .pipelines import DiffSalPipeline, SaliencyPipelineOutput
-from .presets import load_pipeline
+from .presets import list_pretrained, load_pipeline, pretrained
 from .processing import SaliencyProcessor
 from .registration import register_with_diffusers
 
@@ -56,8 +56,10 @@ __all__ = [
     "create_audio_encoder",
     "create_video_encoder",
     "list_audio_encoders",
+    "list_pretrained",
     "list_video_encoders",
     "load_pipeline",
+    "pretrained",
     "register_audio_encoder",
     "register_video_encoder",
 ]

@@ -26,21 +26,49 @@ def _paper() -> DiffSalPipeline:
     return DiffSalPipeline.from_encoders(video="mvit_v2_s", audio="vggish")
 
 
+PRETRAINED_MODELS = Path(__file__).parent / "pretrained_models"
 UNTRAINED_MODELS: dict[str, Callable[[], DiffSalPipeline]] = {"untrained-light": _light, "untrained-paper": _paper}
-DEFAULT_MODEL = "untrained-light"
+DEFAULT_MODEL = "tiny"
+
+
+def list_pretrained() -> list[str]:
+    """The names of the trained models that come with the package."""
+    return sorted(folder.name for folder in PRETRAINED_MODELS.iterdir() if (folder / "model_index.json").exists())
+
+
+def pretrained(name: str = DEFAULT_MODEL) -> Path:
+    """The folder of a trained model that comes with the package, for `DiffusionPipeline.from_pretrained`.
+
+    Args:
+        name: one of [`list_pretrained`].
+
+    Raises:
+        InputError: there is no such model.
+    """
+    if name not in list_pretrained():
+        raise InputError(f"there is no trained model {name!r}; there are {', '.join(list_pretrained())}")
+    return PRETRAINED_MODELS / name
+
+
+def list_models() -> list[str]:
+    """The names that [`load_pipeline`] knows."""
+    return [*list_pretrained(), *UNTRAINED_MODELS]
 
 
 def load_pipeline(model: str | Path = DEFAULT_MODEL, seed: int = 0) -> DiffSalPipeline:
     """A pipeline by name or from a folder.
 
     Args:
-        model: `"untrained-light"` (a light image backbone and a small U-Net), `"untrained-paper"` (the paper's
-            networks), or a folder that `save_pretrained` wrote.
+        model: `"tiny"` (trained, see its model card in [`pretrained`]'s folder), `"untrained-light"` (a light image
+            backbone and a small U-Net), `"untrained-paper"` (the paper's networks), or a folder that `save_pretrained`
+            wrote.
         seed: of the untrained models' weights.
 
     Raises:
         InputError: there is no such model, or the folder is not a complete model.
     """
+    if model in list_pretrained():
+        return _load_folder(pretrained(model))
     if str(model) in UNTRAINED_MODELS:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -51,7 +79,7 @@ def load_pipeline(model: str | Path = DEFAULT_MODEL, seed: int = 0) -> DiffSalPi
 def _load_folder(folder: Path) -> DiffSalPipeline:
     if not folder.is_dir():
         raise InputError(
-            f"there is no model {str(folder)!r}; give a model's folder or one of {', '.join(UNTRAINED_MODELS)}"
+            f"there is no model {str(folder)!r}; give a model's folder or one of {', '.join(list_models())}"
         )
     try:
         index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))

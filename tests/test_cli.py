@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 import torch
 from diffsal_diffusers.schedulers import create_scheduler
+from diffusers import DiffusionPipeline
 from media_files import make_video
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -26,7 +27,7 @@ from stand_ins import tiny_pipeline
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from diffsal_diffusers import load_pipeline
+from diffsal_diffusers import load_pipeline, pretrained
 from diffsal_diffusers.cli import main
 from diffsal_diffusers.media.video import open_video
 
@@ -478,14 +479,24 @@ class TestModels:
 
     @pytest.mark.parametrize("command", [["predict", "one.mp4"], ["info"]])
     def test_no_such_model(self, diffsal, command):
-        check_refused(diffsal(*command, "--model", "nope"), "'nope'", "untrained-light, untrained-paper")
+        check_refused(diffsal(*command, "--model", "nope"), "'nope'", "tiny, untrained-light, untrained-paper")
 
-    def test_the_default_is_untrained_and_says_so(self, diffsal, media, tmp_path):
-        run = diffsal("predict", media / "one.mp4", "--output", tmp_path, "--formats", "csv", "--steps", "1")
+    def test_the_default_is_the_one_that_ships(self, diffsal, media, tmp_path):
+        run = diffsal("predict", media / "five.mp4", "--output", tmp_path, "--formats", "csv")
+        assert run.code == 0 and run.err == []
+        peaks = [(row["peak_x"], row["peak_y"]) for row in rows(tmp_path / "five_attention.csv")]
+        pipe = DiffusionPipeline.from_pretrained(pretrained("tiny"))
+        maps = pipe(str(media / "five.mp4"), generator=torch.Generator().manual_seed(0)).saliency
+        expected = [np.unravel_index(saliency.argmax(), saliency.shape) for saliency in maps]
+        assert peaks == [(f"{column}", f"{row}") for row, column in expected]
+
+    def test_an_untrained_one_says_so(self, diffsal, media, tmp_path):
+        options = ["--model", "untrained-light", "--output", tmp_path, "--formats", "csv", "--steps", "1"]
+        run = diffsal("predict", media / "one.mp4", *options)
         assert run.code == 0 and len(rows(tmp_path / "one_attention.csv")) == 1
         assert len(run.err) == 1 and "UNTRAINED" in run.err[0]
 
-        run = diffsal("predict", tmp_path / "none.mp4", "--output", tmp_path)
+        run = diffsal("predict", tmp_path / "none.mp4", *options)
         assert run.code == 1 and len(run.err) == 2
         assert "UNTRAINED" in run.err[0] and "no such file" in run.err[1]
 
@@ -522,7 +533,8 @@ class TestInfoAndLists:
 
     def test_info_of_the_default_model(self, diffsal):
         run = diffsal("info")
-        assert run.code == 0 and len(run.err) == 1 and "UNTRAINED" in run.err[0]
+        assert run.code == 0 and run.err == [] and run.out[0] == "tiny: DiffSalPipeline"
+        assert "input: clips of 2 frames, 4 apart, resized to 192x320" in run.out
 
     def test_lists(self, diffsal):
         encoders, schedulers = diffsal("encoders"), diffsal("schedulers")

@@ -304,6 +304,40 @@ class TestOSIE:
             for i in (0, 7, 15):
                 assert recording.frame(i).shape == (30, 40, 3)
 
+    def test_a_camera_that_stands_still(self, stills):
+        for number, recording in open_all("OSIE-still", stills, "validation").items():
+            assert {recording.camera(i) for i in range(16)} == {(0.0, 0.0, 1.0)}
+            np.testing.assert_array_equal(recording.frame(9), recording.picture)
+            x, y = (int(c * 160 / 800) for c in trees.dot(int(number)))
+            assert recording.fixations(3).nonzero().tolist() == [[y, x]]
+            counts = 3.0 * recording.fixations(3)
+            torch.testing.assert_close(recording.density(3), fixation_density(counts, 24 * 160 / 800))
+
+    def test_a_sound_that_has_nothing_to_do_with_the_picture(self, stills):
+        silent, voiced = (open_all(name, stills)["1001"] for name in ("OSIE", "OSIE-voiced"))
+        np.testing.assert_array_equal(silent.frame(5), voiced.frame(5))
+        assert torch.equal(silent.density(5), voiced.density(5)) and silent.open_sound() is None
+        waveform, rate = voiced.media()["audio"]
+        assert len(waveform) / rate == pytest.approx(16 / 25) and waveform.abs().max() > 0.1
+        with voiced.open_sound() as sound, open_all("OSIE-voiced", stills)["1002"].open_sound() as other:
+            heard = sound.read(0, 8000)
+            torch.testing.assert_close(heard, waveform[:8000])
+            assert not torch.equal(heard, other.read(0, 8000))
+
+    def test_halves_of_the_observers(self, stills, tmp_path):
+        shutil.copytree(stills, tmp_path / "osie")
+        rows = [("1001.jpg", 7 * observer, 0, 100 + 80 * observer, 300, 100) for observer in range(5)]
+        columns = ("image", "observer", "order", "x", "y", "duration_ms")
+        trees.save_table(tmp_path / "osie" / "fixations.csv", columns, rows)
+        recording = open_all("OSIE-still", tmp_path / "osie")["1001"]
+        halves = [half.fixations(0).nonzero()[:, 1].tolist() for half in recording.halves()]
+        assert halves == [[20, 52, 84], [36, 68]]
+        assert recording.fixations(0).sum() == 5  # as before
+        trees.save_table(tmp_path / "osie" / "fixations.csv", columns, rows[:1])
+        assert open_all("OSIE-still", tmp_path / "osie")["1001"].halves() is None  # one observer only
+        trees.save_table(tmp_path / "osie" / "fixations.csv", ("image", "x", "y"), [("1001.jpg", 1, 1)])
+        assert open_all("OSIE-still", tmp_path / "osie")["1001"].halves() is None
+
     def test_what_the_crop_leaves_out_is_dropped(self, stills, tmp_path):
         shutil.copytree(stills, tmp_path / "osie")
         corners = [(x, y) for x in (0.1, 799.9) for y in (0.1, 599.9)]

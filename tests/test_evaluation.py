@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import dataset_trees as trees
 import numpy as np
 import pytest
 import torch
@@ -185,6 +186,15 @@ class TestPredictors:
         for saliency, index in zip(maps, (0, 4, 8), strict=True):
             np.testing.assert_allclose(saliency, whole[index], atol=1e-5)
 
+    def test_frames_off_the_stride_are_interpolated_as_the_pipeline_does(self):
+        scene = SyntheticScene(2, num_frames=9, size=(64, 96))
+        pipe = tiny_pipeline(frame_stride=4)
+        whole = pipe(**scene.media(), generator=torch.Generator().manual_seed(0)).saliency
+        for step in (1, 3, 4, 8):
+            frames = range(0, 9, step)
+            for saliency, index in zip(PipelinePredictor(pipe)(scene, frames), frames, strict=True):
+                np.testing.assert_allclose(saliency, whole[index], atol=1e-5)
+
     def test_modalities(self):
         scene = SyntheticScene(1, num_frames=8, size=(64, 96))
         pipe, frames = tiny_pipeline(), range(0, 8, 4)
@@ -255,9 +265,40 @@ class TestRunning:
         assert {row["video"] for row in rows} == {"one", "two"}
         mine = [float(row["cc"]) for row in rows if row["predictor"] == "predictions"]
         assert np.mean(mine) == pytest.approx(scores["scores"]["predictions"]["cc"])
-        with Image.open(tmp_path / "out" / "examples.png") as page:
-            assert page.width == 5 * 240 + 240  # frame, truth, ours, three baselines
+        for name in ("examples.png", "worst.png"):
+            with Image.open(tmp_path / "out" / name) as page:
+                assert page.width == 5 * 240 + 240  # frame, truth, ours, three baselines
+                assert page.height == 2 * (180 + 22)
         assert not list((tmp_path / "out").rglob(".*"))
+
+    def test_people_beside_the_baselines(self, tmp_path, capsys):
+        """Two observers look at one place, two at another: halves of one each agree, others do not."""
+        root, columns = trees.osie(tmp_path / "osie", (1601, 1602)), ("image", "observer", "x", "y")
+        agreeing = [("1601.jpg", observer, (200, 600)[observer // 2], 300) for observer in range(4)]
+        disagreeing = [("1602.jpg", observer, (200, 600)[observer % 2], 300) for observer in range(4)]
+        trees.save_table(root / "fixations.csv", columns, agreeing + disagreeing)
+        args = ["--dataset", "osie-still", "--root", root, "--predictions", tmp_path / "maps", "--frame-step", 8]
+        for name in ("1601", "1602"):
+            for i in (0, 8):
+                file = tmp_path / "maps" / name / f"{i:05d}.png"
+                file.parent.mkdir(parents=True, exist_ok=True)
+                grey = np.zeros((60, 80), np.uint8)
+                grey[30, 20 if name == "1601" else 40] = 255  # one of the two places, and neither
+                Image.fromarray(grey).save(file)
+        more = ["--baselines", "humans", "--metrics", "cc,nss", "--output", tmp_path / "out", "--allow-missing"]
+        code, out, _ = evaluate(capsys, *args, *more)
+        assert code == 0 and "| half of the people for the other half |" in out
+        with open(tmp_path / "out" / "per_video.csv", newline="") as file:
+            people = {row["video"]: row for row in csv.DictReader(file) if row["predictor"] == "humans"}
+        assert float(people["1601"]["cc"]) > 0.99 and float(people["1602"]["cc"]) < 0
+        assert float(people["1601"]["nss"]) > 3 and float(people["1602"]["nss"]) < 0
+
+        result = json.loads((tmp_path / "out" / "videos" / "all" / "1602.json").read_text())
+        assert result["scores"]["predictions"]["cc"] < 0.1
+        with Image.open(tmp_path / "out" / "worst.png") as page, Image.open(tmp_path / "maps/1602/00000.png") as _:
+            picture = np.asarray(page.convert("L"))  # frame, truth, ours; the worse one above
+            ours = picture[22 : 22 + 180, 480:]
+            assert ours.shape[1] == 240 and abs(int(ours.sum(axis=0).argmax()) - 40 * 3) <= 3
 
     def test_a_model_beside_baselines_on_synthetic_scenes(self, tmp_path, capsys):
         tiny_pipeline().save_pretrained(tmp_path / "tiny")
@@ -319,7 +360,7 @@ class TestRunning:
         assert done.stderr.count("no row for the mean training map") == 2  # two processes
         code, out, _ = evaluate(capsys, *args[1:], "--output", tmp_path / "one")
         assert code == 0 and out == done.stdout
-        for name in ("per_video.csv", "table.md", "examples.png"):
+        for name in ("per_video.csv", "table.md", "examples.png", "worst.png"):
             assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes(), name
 
     def test_broken_files_are_named_and_skipped_or_end_it(self, root, predictions, tmp_path, capsys):

@@ -36,7 +36,8 @@ def test_wheel_holds_every_module_under_one_name(wheel):
         expected |= {f"diffsal_diffusers/{p.relative_to(ROOT)}" for p in (ROOT / folder).rglob("*.py")}
     assert {name for name in names if name.endswith(".py")} == expected
     configs = {f"diffsal_diffusers/{p.relative_to(ROOT)}" for p in (ROOT / "training").rglob("*.yaml")}
-    assert configs and {name for name in names if not name.endswith(".py")} == configs
+    models = {str(p.relative_to(ROOT)) for p in (ROOT / "diffsal_diffusers/pretrained_models").rglob("*.*")}
+    assert configs and models and {name for name in names if not name.endswith(".py")} == configs | models
 
 
 def test_wheel_works_where_the_repository_is_not(wheel, tmp_path):

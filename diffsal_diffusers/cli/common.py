@@ -7,7 +7,7 @@ import torch
 
 from ..errors import InputError
 from ..pipelines import DiffSalPipeline
-from ..presets import DEFAULT_MODEL, UNTRAINED_MODELS, load_pipeline
+from ..presets import DEFAULT_MODEL, UNTRAINED_MODELS, list_models, load_pipeline
 from ..schedulers import SCHEDULERS, create_scheduler
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -61,7 +61,7 @@ def add_model_argument(parser: argparse.ArgumentParser) -> None:
     """Adds --model."""
     parser.add_argument(
         "--model", default=DEFAULT_MODEL, metavar="NAME_OR_FOLDER",
-        help=f"a model's folder, or one of {', '.join(UNTRAINED_MODELS)}; default: {DEFAULT_MODEL}",
+        help=f"a model's folder, or one of {', '.join(list_models())}; default: {DEFAULT_MODEL}",
     )  # fmt: skip
 
 

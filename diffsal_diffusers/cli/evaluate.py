@@ -19,10 +19,11 @@ from ..data import (
 from ..errors import InputError
 from ..evaluation import Evaluation, FolderPredictor, MeanMap, PipelinePredictor, write_report
 from ..evaluation.predictors import BASELINES, MODALITIES, Predictor, centre, spectral_residual, uniform
+from ..evaluation.protocol import HUMANS
 from ..evaluation.report import PUBLISHED
 from ..evaluation.runner import fingerprint, skipped_lines
 from ..metrics import METRICS
-from ..presets import DEFAULT_MODEL
+from ..presets import DEFAULT_MODEL, list_pretrained, pretrained
 from .common import add_inference_arguments, add_model_argument, choose_device, positive_int, prepare_model
 
 DEFAULT_METRICS = ["cc", "nss", "auc_judd", "sim"]
@@ -33,6 +34,7 @@ writes into DIR:
   per_video.csv   the scores of each video
   table.md        the scores beside the published ones of the same data set, where there are any
   examples.png    frames, ground truth and predictions
+  worst.png       the same of the videos with the worst scores
 
 An interrupted evaluation goes on where it stopped when it is started again.
 
@@ -94,7 +96,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--baselines", type=_names("baseline", BASELINES, may_be_none=True), default=list(BASELINES), metavar="LIST",
-        help=f"out of {','.join(BASELINES)}, or '' for none; default: all",
+        help=f"out of {','.join(BASELINES)} (where the data tell who looked where), or '' for none; default: all",
     )  # fmt: skip
     parser.add_argument("--frame-step", type=positive_int, default=1, metavar="N", help="score every N-th frame only")
     parser.add_argument("--limit", type=positive_int, metavar="N", help="the first N videos of each fold only")
@@ -135,9 +137,10 @@ def run_evaluate(args: argparse.Namespace) -> int:
             pipe, args.modality, args.seed,
             num_inference_steps=args.steps, batch_size=args.batch_size, ensemble_size=args.ensemble,
         )  # fmt: skip
-        folder = Path(args.model)
+        shipped = args.model in list_pretrained()
+        folder = pretrained(args.model) if shipped else Path(args.model)
         settings = {
-            "model": str(folder.resolve()) if folder.is_dir() else args.model,
+            "model": str(folder.resolve()) if folder.is_dir() and not shipped else args.model,
             "state": fingerprint(folder) if folder.is_dir() else __version__,
             "modality": args.modality,
             "steps": args.steps or pipe.config.default_num_inference_steps,
@@ -150,7 +153,9 @@ def run_evaluate(args: argparse.Namespace) -> int:
     baselines = {"centre": centre, "uniform": uniform, "spectral_residual": spectral_residual}
     means = load_training_sets(dataset.name, args.root, chosen) if "mean" in args.baselines else {}
     for baseline in args.baselines:
-        if baseline in baselines:
+        if baseline == HUMANS:
+            titles[baseline] = BASELINES[baseline]  # they are no predictor: their ground truth is their own
+        elif baseline in baselines:
             predictors[baseline], titles[baseline] = baselines[baseline], BASELINES[baseline]
         elif means:
             predictors[baseline], titles[baseline] = next(iter(means.values())), BASELINES[baseline]
@@ -158,13 +163,14 @@ def run_evaluate(args: argparse.Namespace) -> int:
     # 2. Score it.
     settings |= {
         "dataset": dataset.name, "root": None if args.root is None else str(args.root.resolve()), "split": split,
-        "metrics": args.metrics, "predictors": list(predictors), "frame_step": args.frame_step, "seed": args.seed,
+        "metrics": args.metrics, "predictors": list(titles), "frame_step": args.frame_step, "seed": args.seed,
         "version": __version__,
     }  # fmt: skip
     folder = args.output or Path("evaluation", f"{dataset.name}_{title.replace(' (', '_').rstrip(')')}")
     evaluation = Evaluation(
-        folder, args.metrics, settings, frame_step=args.frame_step, seed=args.seed, strict=args.strict
-    )
+        folder, args.metrics, settings, frame_step=args.frame_step, humans=HUMANS in titles,
+        seed=args.seed, strict=args.strict,
+    )  # fmt: skip
     results = {}
     for fold, entries in chosen.items():
         of_fold = predictors | ({"mean": means[fold]} if means else {})
@@ -187,7 +193,9 @@ def run_evaluate(args: argparse.Namespace) -> int:
     if skipped:
         print(f"skipped: {len(skipped)}", file=sys.stderr)
         print_lines(skipped)
-    print(f"{scored} videos; {folder / 'table.md'}, scores.json, per_video.csv, examples.png", file=sys.stderr)
+    print(
+        f"{scored} videos; {folder / 'table.md'}, scores.json, per_video.csv, examples.png, worst.png", file=sys.stderr
+    )
     return 0
 
 

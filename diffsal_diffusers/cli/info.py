@@ -65,7 +65,8 @@ def run_info(args: argparse.Namespace) -> int:
         kind = "-" if component is None else type(component).__name__
         print(f"  {name:14} {kind:28} {size}".rstrip())
     print(f"  {'total':14} {'':28} {total / 1e6:.2f} M parameters")
-    print(f"input: clips of {config.num_frames} frames, resized to {height}x{width}")
+    apart = f", {config.frame_interval} apart" if config.frame_interval > 1 else ""
+    print(f"input: clips of {config.num_frames} frames{apart}, resized to {height}x{width}")
     print(f"operations: {clip:.2f} GFLOP once a clip, {step:.2f} GFLOP a denoising step")
     print(f"denoising steps by default: {pipe.config.default_num_inference_steps}")
     print(f"frames from one map to the next by default: {pipe.config.default_frame_stride}")

@@ -3,9 +3,12 @@
 import argparse
 import os
 import sys
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from ..errors import InputError
@@ -28,6 +31,7 @@ OUTPUTS = {
     "maps": "{}_saliency",
     "csv": "{}_attention.csv",
 }
+WAITING_FRAMES = 8  # maps that wait to be written
 EXAMPLES = """\
 formats, for a video clip.mp4:
   overlay   clip_overlay.mp4     heat over the video, with its sound
@@ -145,10 +149,21 @@ def predict_video(pipe: DiffSalPipeline, video: str, paths: dict[str, Path], arg
             for kind, path in paths.items()
         ]
         frames = iter(source) if "overlay" in paths else None
-        for time, saliency in maps:
+
+        def write(time: float, saliency: np.ndarray) -> None:
             pixels = next(frames).pixels if frames else None
             for writer in writers:
                 writer.write(time, saliency, pixels)
+
+        # Frames are written while the next maps are predicted. A few may wait, so that neither does for the other.
+        background, waiting = ThreadPoolExecutor(max_workers=1), deque()
+        stack.callback(background.shutdown, cancel_futures=True)
+        for time, saliency in maps:
+            waiting.append(background.submit(write, time, saliency))
+            if len(waiting) > WAITING_FRAMES:
+                waiting.popleft().result()
+        while waiting:
+            waiting.popleft().result()
 
 
 def make_writer(kind: str, path: Path, video: str, pixel_aspect, start: float) -> FrameWriter:

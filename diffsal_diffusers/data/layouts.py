@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ DHF1K_FPS = 30.0
 ACTION_SETS = {"Hollywood2": 25.0, "UCFSports": 10.0}
 OSIE_NUMBERS = {"train": range(1001, 1601), "validation": range(1601, 1701)}
 OSIE_FRAMES, OSIE_FPS = 16, 25.0
+OSIE_LAYOUT = "images/1001.jpg and so on, and fixations.csv or fixations.csv.gz with the columns image, x and y"
 FOLDER_SPLITS = ("train", "validation", "test")
 SYNTHETIC_SCENES = {"train": (0, 2000), "validation": (1_000_000, 40), "test": (2_000_000, 100)}  # first seed, number
 SYNTHETIC_FRAMES, SYNTHETIC_FPS = 50, 25.0
@@ -258,14 +260,19 @@ for _dataset, _fps in ACTION_SETS.items():
     _register_action_set(_dataset, _fps)
 
 
+@register_dataset("OSIE", open_entry=StillImage, layout=OSIE_LAYOUT, splits=tuple(OSIE_NUMBERS))
 @register_dataset(
-    "OSIE",
-    open_entry=StillImage,
-    layout="images/1001.jpg and so on, and fixations.csv or fixations.csv.gz with the columns image, x and y",
-    splits=("train", "validation"),
+    "OSIE-still", open_entry=partial(StillImage, moving=False), layout=OSIE_LAYOUT, splits=tuple(OSIE_NUMBERS)
+)
+@register_dataset(
+    "OSIE-voiced", open_entry=partial(StillImage, voiced=True), layout=OSIE_LAYOUT, splits=tuple(OSIE_NUMBERS)
 )
 def list_osie(root: Path, split: str, fold: None) -> Rows:
-    """Rows of OSIE, whose still images become clips; 1001 to 1600 are the training split, 1601 to 1700 validation."""
+    """Rows of OSIE, whose still images become clips; 1001 to 1600 are the training split, 1601 to 1700 validation.
+
+    As `OSIE`, a camera moves over the images; as `OSIE-still`, it shows the whole image all the time. `OSIE-voiced` is
+    `OSIE` with a sound that has nothing to do with the picture: a network learns from it not to believe every sound.
+    """
     points = _points_file(root)
     if points is None:
         raise _missing(root / "fixations.csv", "OSIE")

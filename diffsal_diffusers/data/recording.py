@@ -66,3 +66,7 @@ class Recording:
             InputError: they are missing or damaged.
         """
         raise NotImplementedError
+
+    def halves(self) -> tuple["Recording", "Recording"] | None:
+        """The same video as each half of its observers looked at it; `None` where the data do not tell who looked."""
+        return None

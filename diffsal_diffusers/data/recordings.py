@@ -1,5 +1,6 @@
 """Recordings that lie on disk: folders of frames, video files, still images that a camera moves over."""
 
+import copy
 import zlib
 from collections.abc import Iterator, Mapping
 from functools import cached_property, lru_cache
@@ -13,7 +14,7 @@ from diffusers.utils import logging
 from PIL import Image
 
 from ..errors import InputError
-from ..media.audio import AudioSource, open_audio
+from ..media.audio import SAMPLE_RATE, AudioSource, open_audio
 from ..media.container import SAME_TIME, find_stream, frame_rate, open_container, origin, read_packets
 from ..media.video import Frame, find_sound, open_video
 from .density import fixation_density
@@ -31,6 +32,7 @@ from .files import (
     read_points,
 )
 from .recording import Recording
+from .synthetic import SyntheticScene
 
 logger = logging.get_logger(__name__)
 
@@ -233,19 +235,23 @@ class StillImage(FileRecording):
 
     Args:
         entry: a row of [`load_saliency_dataset`] with the columns `video` (the image) and `points` (a table with the
-            columns image, x and y, in pixels of a picture that is `points_width` wide).
+            columns image, x and y, in pixels of a picture that is `points_width` wide, and perhaps observer).
+        moving: otherwise the camera stands still and shows the whole image.
+        voiced: the clip has the sound of a synthetic scene, which has nothing to do with the picture.
     """
 
     points_width = 800
 
-    def __init__(self, entry: Mapping[str, Any]):
+    def __init__(self, entry: Mapping[str, Any], moving: bool = True, voiced: bool = False):
         super().__init__(entry)
         self.path = entry["video"]
         self.points = entry["points"]
+        self.moving = moving
+        self.voiced = voiced
 
     def media(self) -> dict[str, Any]:
         frames = np.stack([self.frame(i) for i in range(self.num_frames)])  # t h w 3
-        return {"video": frames, "audio": False, "fps": self.fps}
+        return {"video": frames, "audio": (self._voice, SAMPLE_RATE) if self.voiced else False, "fps": self.fps}
 
     def frame(self, index: int) -> np.ndarray:
         left, top, zoom = self.camera(index)
@@ -255,7 +261,11 @@ class StillImage(FileRecording):
         return np.array(image.resize((width, height), Image.Resampling.BICUBIC, box=box))
 
     def open_sound(self) -> AudioSource | None:
-        return None
+        return open_audio((self._voice, SAMPLE_RATE)) if self.voiced else None
+
+    @property
+    def _voice(self) -> torch.Tensor:
+        return SyntheticScene(zlib.crc32(self.video_id.encode()), self.num_frames, self.fps).waveform
 
     def density(self, index: int) -> torch.Tensor:
         counts = self._looks(index)
@@ -264,6 +274,8 @@ class StillImage(FileRecording):
     def camera(self, index: int) -> tuple[float, float, float]:
         """Where the camera is: left and top of what it shows in pixels of the image, and its zoom, at least 1."""
         self._require_frame(index)
+        if not self.moving:
+            return 0.0, 0.0, 1.0
         rng = np.random.default_rng(zlib.crc32(self.video_id.encode()))
         begin = np.array([rng.uniform(1, MAX_ZOOM), rng.uniform(), rng.uniform()])
         change = rng.uniform(-1, 1, 3) * (ZOOM_CHANGE, PAN, PAN)
@@ -281,10 +293,24 @@ class StillImage(FileRecording):
     @cached_property
     def still_points(self) -> np.ndarray:
         """The fixations in pixels of the image: `(n, 2)`, x and y."""
-        points = read_points(self.points, "image", ("x", "y")).get(media_name(Path(self.path).name))
-        if points is None:
+        return self._columns("x", "y") * self.picture.shape[1] / self.points_width
+
+    def halves(self) -> tuple["StillImage", "StillImage"] | None:
+        if "observer" not in points_columns(Path(self.points)):
+            return None
+        observer = self._columns("observer")[:, 0]
+        everybody = np.unique(observer)
+        halves = copy.copy(self), copy.copy(self)
+        for half, first in zip(halves, (0, 1), strict=True):
+            half.still_points = self.still_points[np.isin(observer, everybody[first::2])]
+        return halves if len(everybody) > 1 else None
+
+    def _columns(self, *columns: str) -> np.ndarray:
+        """This image's rows of the table, `(n, columns)`, float64."""
+        rows = read_points(self.points, "image", columns).get(media_name(Path(self.path).name))
+        if rows is None:
             raise InputError(f"{self.points} has no rows of the image {Path(self.path).name}")
-        return points * self.picture.shape[1] / self.points_width
+        return rows
 
     def _looks(self, index: int) -> torch.Tensor:
         left, top, zoom = self.camera(index)

@@ -58,7 +58,10 @@ SPREADS = {
     "DHF1K": Spread(640 / 33, 640, "a screen 41 cm wide (19 inches, 16:10) seen from 68 cm: about 33 degrees"),
     "Hollywood2": Spread(720 / 38, 720, "the clips were shown about 38 degrees wide (Mathe and Sminchisescu)"),
     "UCFSports": Spread(720 / 38, 720, "the clips were shown about 38 degrees wide (Mathe and Sminchisescu)"),
-    "OSIE": Spread(24.0, 800, "one degree is 24 pixels of the 800x600 originals (Xu et al. 2014)"),
+    **dict.fromkeys(
+        ("OSIE", "OSIE-still", "OSIE-voiced"),
+        Spread(24.0, 800, "one degree is 24 pixels of the 800x600 originals (Xu et al. 2014)"),
+    ),
     "folder": Spread(1280 / 30, 1280, RULE_OF_THUMB.split(";")[0]),
 }
 

@@ -17,7 +17,7 @@ from ..errors import InputError
 from ..media.video import open_video
 from ..pipelines import DiffSalPipeline
 from ..schedulers import check_num_steps
-from .protocol import PredictionError, centre_prior
+from .protocol import HUMANS, PredictionError, centre_prior
 
 MODALITIES = ("av", "v", "a")
 MEAN_MAP_SIZE = (96, 160)
@@ -39,7 +39,8 @@ class PipelinePredictor:
         pipe: the pipeline.
         modality: `"av"`, `"v"` (the sound is ignored) or `"a"` (the picture is).
         seed: of the noise, the same for every video.
-        settings: further arguments of the pipeline's call.
+        settings: further arguments of the pipeline's call. Maps are predicted at the pipeline's own stride unless the
+            frames asked for lie on it: then only these are.
 
     Raises:
         InputError: there is no such modality, or the scheduler cannot take so many steps.
@@ -64,13 +65,13 @@ class PipelinePredictor:
             # Sound may end before the picture: silence is predicted from, too, so that all frames are scored.
             duration = recording.num_frames / recording.fps
             media |= {"video": None, "fps": recording.fps, "duration": duration, "height": height, "width": width}
+        stride = self.pipe.config.default_frame_stride
         maps = self.pipe.stream(
             **media,
-            frame_stride=frames.step,
+            **{"frame_stride": stride if frames.step % stride else frames.step} | self.settings,
             generator=torch.Generator().manual_seed(self.seed),
             match_input_resolution=False,
             output_type="pt",
-            **self.settings,
         )
         for index, (_, saliency) in enumerate(maps):
             if index in frames:
@@ -236,4 +237,5 @@ BASELINES = {
     "mean": "mean training map",
     "uniform": "uniform",
     "spectral_residual": "spectral residual",
+    HUMANS: "half of the people for the other half",
 }

@@ -16,6 +16,7 @@ from ..errors import InputError
 from ..metrics import METRICS
 
 SMOOTHING = 2.0  # standard deviation in pixels of the prediction
+HUMANS = "humans"  # the people themselves, as a predictor
 CENTRE_SPREAD = 0.25  # standard deviation of the centre prior over the map's height and width
 
 
@@ -103,6 +104,24 @@ class VideoScorer:
     def means(self) -> dict[str, dict[str, float]]:
         """The mean over the frames of each metric, by predictor; NaN where no frame had a value."""
         return {name: {m: mean(values) for m, values in by.items()} for name, by in self.values.items()}
+
+
+def score_humans(
+    halves: Sequence[Recording], frames: Iterable[int], metrics: Sequence[str], seed: int = 0
+) -> dict[str, float]:
+    """How well half of the observers predict the other half: the mean of both directions, by metric.
+
+    Args:
+        halves: a recording's [`~diffsal_diffusers.data.Recording.halves`].
+        frames: numbers of the frames to score.
+        metrics, seed: see [`VideoScorer`].
+    """
+    scorers = [VideoScorer(half, [HUMANS], metrics, seed) for half in halves]
+    for index in frames:
+        densities = [half.density(index) for half in halves]
+        for scorer, density, others in zip(scorers, densities, reversed(densities), strict=True):
+            scorer.score(index, density, {HUMANS: others})
+    return {metric: mean(scorer.means()[HUMANS][metric] for scorer in scorers) for metric in metrics}
 
 
 def count_looks(recording: Recording) -> torch.Tensor | None:

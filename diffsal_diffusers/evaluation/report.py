@@ -1,4 +1,4 @@
-"""What an evaluation leaves behind: scores.json, per_video.csv, a table in Markdown and a page of pictures."""
+"""What an evaluation leaves behind: scores.json, per_video.csv, a table in Markdown and pages of pictures."""
 
 import csv
 import io
@@ -10,8 +10,10 @@ from PIL import Image, ImageDraw
 
 from ..media.writers import complete_path
 from ..metrics import METRICS
-from .protocol import mean
+from .protocol import HUMANS, mean
 from .runner import file_name, write_json, write_text
+
+PAGE_VIDEOS = 8  # on a page of pictures
 
 # Table 6 of the DiffSal paper (CVPR 2024): CC, NSS, AUC-J, SIM.
 PUBLISHED_METRICS = ("cc", "nss", "auc_judd", "sim")
@@ -122,7 +124,7 @@ def write_report(
     metrics: Sequence[str],
     settings: Mapping[str, object],
 ) -> str:
-    """Writes `scores.json`, `per_video.csv`, `table.md` and `examples.png`.
+    """Writes `scores.json`, `per_video.csv`, `table.md`, `examples.png` and `worst.png`.
 
     Returns:
         the table.
@@ -156,7 +158,7 @@ def write_report(
 
     markdown = markdown_table(dataset, scores, titles, metrics)
     write_text(folder / "table.md", markdown + "\n")
-    write_page(folder, [result["video_id"] for results in folds.values() for result in results], list(titles.values()))
+    write_pages(folder, [result for results in folds.values() for result in results], titles, metrics[0])
     return markdown
 
 
@@ -165,24 +167,41 @@ def none_for_nan(value: float) -> float | None:
     return None if math.isnan(value) else value
 
 
-def write_page(folder: Path, video_ids: Sequence[str], titles: Sequence[str]) -> None:
-    """Puts the kept pictures under each other into `examples.png`, with a title over each column."""
-    files = [folder / "examples" / f"{file_name(video_id)}.png" for video_id in dict.fromkeys(video_ids)]
-    strips = []
-    for file in files:
-        if file.exists():
-            with Image.open(file) as image:
-                strips.append(image.convert("RGB"))
-    if not strips:
-        return
+def write_pages(folder: Path, results: Sequence[Mapping], titles: Mapping[str, str], metric: str) -> None:
+    """Puts kept pictures under each other: `examples.png`, videos spread over the data set, and `worst.png`, those on
+    which the first predictor does worst by one metric."""
+    results = {
+        result["video_id"]: result for result in results if result["frames"]
+    }  # each once, also where in two folds
+    first, sign = next(iter(titles)), 1 if METRICS[metric].higher_is_better else -1
+    by_score = [
+        result for result in results.values() if result["scores"][first][metric] == result["scores"][first][metric]
+    ]
+    by_score.sort(key=lambda result: sign * result["scores"][first][metric])
+    spread = list(results.values())[:: max(-(-len(results) // PAGE_VIDEOS), 1)]
+    columns = ["ground truth", *(title for name, title in titles.items() if name != HUMANS)]
+    for name, chosen in (("examples", spread), ("worst", by_score[:PAGE_VIDEOS])):
+        strips = []
+        for result in chosen:
+            file = folder / "examples" / f"{file_name(result['video_id'])}.jpg"
+            if file.exists():
+                with Image.open(file) as image:
+                    score = f"{METRICS[metric].title} {result['scores'][first][metric]:.3f}"
+                    strips.append((f"{result['video_id']}: {score}", image.convert("RGB")))
+        if strips:
+            with complete_path(folder / f"{name}.png") as part:
+                page(strips, columns).save(part)
+
+
+def page(strips: Sequence[tuple[str, Image.Image]], columns: Sequence[str]) -> Image.Image:
+    """Pictures with a title each, under each other, and titles over their other columns."""
     margin = 22
-    page = Image.new("RGB", (max(s.width for s in strips), sum(s.height + margin for s in strips)), "white")
-    draw, top = ImageDraw.Draw(page), 0
-    for strip in strips:
-        columns = ["frame", "ground truth", *titles]
-        for place, title in enumerate(columns):
-            draw.text((place * strip.width / len(columns) + 4, top + 4), title, fill="black", font_size=13)
-        page.paste(strip, (0, top + margin))
+    whole = Image.new("RGB", (max(s.width for _, s in strips), sum(s.height + margin for _, s in strips)), "white")
+    draw, top = ImageDraw.Draw(whole), 0
+    for title, strip in strips:
+        width = strip.width / (1 + len(columns))
+        for place, text in enumerate([title, *columns]):
+            draw.text((place * width + 4, top + 4), text, fill="black", font_size=13)
+        whole.paste(strip, (0, top + margin))
         top += strip.height + margin
-    with complete_path(folder / "examples.png") as part:
-        page.save(part)
+    return whole

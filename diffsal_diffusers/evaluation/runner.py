@@ -16,7 +16,7 @@ from ..data import Recording, open_recording
 from ..errors import InputError
 from ..media.writers import complete_path
 from .predictors import Predictor
-from .protocol import PredictionError, VideoScorer
+from .protocol import HUMANS, PredictionError, VideoScorer, score_humans
 
 logger = logging.get_logger(__name__)
 
@@ -24,17 +24,17 @@ EXAMPLE_HEIGHT = 180  # pixels of a picture on the page of examples
 
 
 class Evaluation:
-    """Scores predictors on videos and keeps what is done in a folder, one file a video.
+    """Scores predictors on videos and keeps what is done in a folder, one file and one picture a video.
 
     A file is written when its video is finished, so an interrupted evaluation goes on where it stopped; a video with
     broken files is tried again. The processes of `accelerate launch` share the videos.
 
     Args:
-        folder: where results go: `videos/FOLD/*.json`, and `examples/*.png` for some videos.
+        folder: where results go: `videos/FOLD/*.json`, and `examples/*.jpg`.
         metrics: names of metrics.
         settings: all that the scores depend on; a folder with results of other settings is refused.
         frame_step: every so many frames are scored, from the first one on.
-        num_examples: videos of a fold of which a frame is kept as a picture.
+        humans: also score half of the observers against the other half, where the data tell who looked.
         seed: of s-AUC's negatives.
         strict: raise for a broken file of the data set, instead of naming and skipping it.
 
@@ -48,14 +48,14 @@ class Evaluation:
         metrics: Sequence[str],
         settings: Mapping[str, object],
         frame_step: int = 1,
-        num_examples: int = 8,
+        humans: bool = False,
         seed: int = 0,
         strict: bool = False,
     ):
         self.folder = Path(folder)
         self.metrics = metrics
         self.frame_step = frame_step
-        self.num_examples = num_examples
+        self.humans = humans
         self.seed = seed
         self.strict = strict
         self.state = PartialState()
@@ -94,7 +94,6 @@ class Evaluation:
         folder = self.folder / "videos" / fold
         folder.mkdir(parents=True, exist_ok=True)
         files = [folder / f"{file_name(entry['video_id'])}.json" for entry in entries]
-        step = max(-(-len(entries) // self.num_examples), 1)
         waiting = [i for i, file in enumerate(files) if not file.exists() or read_json(file)["skipped"]]
         self.state.wait_for_everyone()  # so that all have seen the same ones waiting
         if len(waiting) < len(files):
@@ -106,12 +105,13 @@ class Evaluation:
         )  # fmt: skip
         for i in progress:
             progress.set_postfix_str(entries[i]["video_id"])
-            write_json(files[i], self._score_video(entries[i], predictors, i % step == 0))
+            write_json(files[i], self._score_video(entries[i], predictors))
         self.state.wait_for_everyone()
         return [read_json(file) for file in files]
 
-    def _score_video(self, entry: dict, predictors: Mapping[str, Predictor], example: bool) -> dict:
+    def _score_video(self, entry: dict, predictors: Mapping[str, Predictor]) -> dict:
         """One video's result: the number of scored frames, the mean scores by predictor, and what was skipped."""
+        example = True  # is still to be kept
         result = {"video_id": entry["video_id"], "frames": 0, "scores": {}, "skipped": []}
         try:
             recording = open_recording(entry)
@@ -136,6 +136,9 @@ class Evaluation:
                     example = not self._keep_example(recording, index, density, predictions)
             if result["frames"]:
                 result["scores"] = scorer.means()
+                halves = recording.halves() if self.humans else None
+                if halves is not None:
+                    result["scores"][HUMANS] = score_humans(halves, frames, self.metrics, self.seed)
         except PredictionError as error:
             raise PredictionError(f"{entry['video_id']}: {error}") from error
         except InputError as error:  # of a picture or a sound: no map of this video can be trusted
@@ -163,8 +166,8 @@ class Evaluation:
             saliency = saliency.cpu().float()
             grey = (255 * saliency / saliency.amax().clamp(min=1e-12)).clamp(0, 255).numpy().astype(np.uint8)
             strip.paste(Image.fromarray(grey).resize(size), (place * size[0], 0))
-        with complete_path(self.folder / "examples" / f"{file_name(recording.video_id)}.png") as part:
-            strip.save(part)
+        with complete_path(self.folder / "examples" / f"{file_name(recording.video_id)}.jpg") as part:
+            strip.save(part, quality=90)
         return True
 
 
