@@ -4,8 +4,8 @@
     python benchmarks/denoising.py --root OSIE --seeds 1 runs/a0 runs/a1 runs/a2  # one recipe trained from three seeds
 
 Prints a table: means over the models given and over the seeds of the noise, and the standard deviation of these runs.
-Below it, how much better each row is than one step, in the same model with the same seed: the mean and the smallest of
-these differences.
+Below it, how much better each row is than the first one, in the same model with the same seed: the mean and the
+smallest of these differences.
 """
 
 import argparse
@@ -70,13 +70,15 @@ def main(argv: list[str] | None = None) -> None:
     bar.close()
 
     steps = pipe.config.default_num_inference_steps
-    print(f"{args.dataset}, {args.split}: {len(entries)} videos; {len(args.models)} models x {args.seeds} seeds; "
+    print(f"{args.dataset}, {args.split}: {len(entries)} videos; models x seeds: {len(args.models)} x {args.seeds}; "
           f"samples of {steps} steps")  # fmt: skip
     print(row("", list(METRICS)), "|---|" + "---:|" * len(METRICS), sep="\n")
     for title, results in runs.items():
         values = [[result[metric] for result in results] for metric in METRICS]
-        spread = [statistics.stdev(v) if len(v) > 1 else float("nan") for v in values]
-        print(row(title, [f"{statistics.fmean(v):.4f} ± {s:.4f}" for v, s in zip(values, spread, strict=True)]))
+        spread = [f" ± {statistics.stdev(v):.4f}" if len(v) > 1 else "" for v in values]
+        print(row(title, [f"{statistics.fmean(v):.4f}{s}" for v, s in zip(values, spread, strict=True)]))
+    if len(runs) < 2:
+        return
     first, *others = runs
     print(f"\nbetter than {first} by (mean, smallest of {len(runs[first])} runs):")
     for title in others:

@@ -1,4 +1,4 @@
-"""Parameters, operations and seconds of each part, for the paper's and the light config; memory of ECA against SCA.
+"""Parameters, operations and seconds of each part, for the paper's network and `tiny`; memory of ECA against SCA.
 
     python benchmarks/model_cost.py
 
@@ -111,7 +111,7 @@ def main() -> None:
     if args.step_memory:
         print_step_memory(args.step_memory)
         return
-    for model in ("untrained-paper", "untrained-light"):
+    for model in ("untrained-paper", "tiny"):
         print_cost(model)
     print("\none U-Net step of the paper's config (paper, Table 4: ECA 1.20 G, SCA 5.32 G, of the whole model)")
     print(f"{'attention':10} {'M parameters':>12} {'seconds':>9} {'added peak, GB':>15} {'score matrix, GB':>18}")

@@ -7,7 +7,8 @@ Trains both kinds from each seed, in short: one stage, smaller frames (96x160), 
 one kind only, so that two processes can share the work, and what is finished is not trained again. Then prints the
 tables of `benchmarks/denoising.py`, over the seeds.
 
-Regression is training at the last timestep only, where the noisy map is pure noise and tells nothing of the true one.
+Regression is training at the last timestep only, where the noisy map is pure noise and tells nothing of the true one,
+and prediction in one step. Both kinds see the same clips; refinement computes two passes for each, regression one.
 """
 
 import argparse
@@ -30,7 +31,7 @@ def train_one(kind: str, seed: int, args: argparse.Namespace) -> Path:
     Returns:
         its last checkpoint.
     """
-    folder = args.output / f"{kind}-{seed}"
+    folder = args.output / f"{kind}-{args.steps}-{seed}"
     last = folder / "checkpoints" / f"step-{args.steps:08d}"
     if not last.exists():
         data = [{"name": "OSIE", "root": str(args.root), "weight": 3.0}, {"name": "synthetic"}]
@@ -62,7 +63,8 @@ def main() -> None:
     if args.kind is None:
         for kind, models in runs.items():
             print(f"\n{kind}, {args.steps} training steps")
-            denoising.main(["--root", str(args.root), "--seeds", "1", *map(str, models)])
+            only = ["--steps", "1", "--ensembles"] if kind == "regression" else []
+            denoising.main([*map(str, models), "--root", str(args.root), "--seeds", "1", *only])
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ DEFAULT_MODEL = "tiny"
 
 def list_pretrained() -> list[str]:
     """The names of the trained models that come with the package."""
-    return sorted(folder.name for folder in PRETRAINED_MODELS.iterdir() if (folder / "model_index.json").exists())
+    return sorted(index.parent.name for index in PRETRAINED_MODELS.glob("*/model_index.json"))
 
 
 def pretrained(name: str = DEFAULT_MODEL) -> Path:
@@ -61,7 +61,7 @@ def load_pipeline(model: str | Path = DEFAULT_MODEL, seed: int = 0) -> DiffSalPi
     Args:
         model: `"tiny"` (trained, see its model card in [`pretrained`]'s folder), `"untrained-light"` (a light image
             backbone and a small U-Net), `"untrained-paper"` (the paper's networks), or a folder that `save_pretrained`
-            wrote.
+            wrote. A folder that is called like one of these is given as a `Path`, or as `./tiny`.
         seed: of the untrained models' weights.
 
     Raises:
@@ -69,10 +69,10 @@ def load_pipeline(model: str | Path = DEFAULT_MODEL, seed: int = 0) -> DiffSalPi
     """
     if model in list_pretrained():
         return _load_folder(pretrained(model))
-    if str(model) in UNTRAINED_MODELS:
+    if model in UNTRAINED_MODELS:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return UNTRAINED_MODELS[str(model)]()
+            return UNTRAINED_MODELS[model]()
     return _load_folder(Path(model))
 
 

@@ -290,7 +290,7 @@ class DiffSalPipeline(DiffusionPipeline):
         >>> import diffsal_diffusers
         >>> from diffusers import DiffusionPipeline
 
-        >>> pipe = DiffusionPipeline.from_pretrained("folder")
+        >>> pipe = DiffusionPipeline.from_pretrained(diffsal_diffusers.pretrained("tiny"))
         >>> saliency = pipe("clip.mp4", generator=torch.Generator().manual_seed(0)).saliency
         ```
         """

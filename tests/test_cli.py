@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import NamedTuple
@@ -27,9 +28,11 @@ from stand_ins import tiny_pipeline
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from diffsal_diffusers import load_pipeline, pretrained
+from diffsal_diffusers import DiffSalPipeline, load_pipeline, pretrained
 from diffsal_diffusers.cli import main
+from diffsal_diffusers.cli.predict import end
 from diffsal_diffusers.media.video import open_video
+from diffsal_diffusers.media.writers import AttentionWriter
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "big_buck_bunny.mp4"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -476,6 +479,39 @@ class TestModels:
         check_refused(run, *fragments)
         assert str(folder) in run.err[0] or "scheduler" in run.err[0]
         assert not (tmp_path / "out").exists()
+
+    def test_nothing_more_is_predicted_for_files_that_cannot_be_written(self, predict, media, monkeypatch):
+        taken, written = [], threading.Event()
+        stream = DiffSalPipeline.stream
+
+        def counted(self, *args, **kwargs):
+            for item in stream(self, *args, **kwargs):
+                taken.append(item)
+                yield item
+                assert written.wait(60)  # the first frame
+
+        def full(self, *args):
+            written.set()
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        monkeypatch.setattr(DiffSalPipeline, "stream", counted)
+        monkeypatch.setattr(AttentionWriter, "_write", full)
+        run = predict(media / "clip.mp4", "--formats", "csv")
+        check_refused(run, "clip_attention.csv", "No space left on device")
+        assert len(taken) <= 3
+
+    def test_the_last_frame_is_waited_for_however_often_one_interrupts(self):
+        class Background:
+            calls = 0
+
+            def shutdown(self, cancel_futures):
+                self.calls += 1
+                if self.calls < 3:
+                    raise KeyboardInterrupt
+
+        background = Background()
+        end(background)
+        assert background.calls == 3
 
     @pytest.mark.parametrize("command", [["predict", "one.mp4"], ["info"]])
     def test_no_such_model(self, diffsal, command):

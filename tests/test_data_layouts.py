@@ -326,13 +326,20 @@ class TestOSIE:
 
     def test_halves_of_the_observers(self, stills, tmp_path):
         shutil.copytree(stills, tmp_path / "osie")
-        rows = [("1001.jpg", 7 * observer, 0, 100 + 80 * observer, 300, 100) for observer in range(5)]
+        rows = [("1001.jpg", observer, 0, 100 + 80 * observer, 300, 100) for observer in range(5)]
         columns = ("image", "observer", "order", "x", "y", "duration_ms")
         trees.save_table(tmp_path / "osie" / "fixations.csv", columns, rows)
         recording = open_all("OSIE-still", tmp_path / "osie")["1001"]
         halves = [half.fixations(0).nonzero()[:, 1].tolist() for half in recording.halves()]
         assert halves == [[20, 52, 84], [36, 68]]
         assert recording.fixations(0).sum() == 5  # as before
+        named = [(image, ("Ann", "Bob", "", "Bob", "Cy")[o], *rest) for image, o, *rest in rows]
+        trees.save_table(tmp_path / "osie" / "fixations.csv", columns, named)
+        halves = [
+            half.fixations(0).nonzero()[:, 1].tolist()
+            for half in open_all("OSIE-still", tmp_path / "osie")["1001"].halves()
+        ]
+        assert halves == [[20, 84], [36, 68]]
         trees.save_table(tmp_path / "osie" / "fixations.csv", columns, rows[:1])
         assert open_all("OSIE-still", tmp_path / "osie")["1001"].halves() is None  # one observer only
         trees.save_table(tmp_path / "osie" / "fixations.csv", ("image", "x", "y"), [("1001.jpg", 1, 1)])

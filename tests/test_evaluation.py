@@ -295,7 +295,7 @@ class TestRunning:
 
         result = json.loads((tmp_path / "out" / "videos" / "all" / "1602.json").read_text())
         assert result["scores"]["predictions"]["cc"] < 0.1
-        with Image.open(tmp_path / "out" / "worst.png") as page, Image.open(tmp_path / "maps/1602/00000.png") as _:
+        with Image.open(tmp_path / "out" / "worst.png") as page:
             picture = np.asarray(page.convert("L"))  # frame, truth, ours; the worse one above
             ours = picture[22 : 22 + 180, 480:]
             assert ours.shape[1] == 240 and abs(int(ours.sum(axis=0).argmax()) - 40 * 3) <= 3

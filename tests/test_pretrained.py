@@ -5,7 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from diffsal_diffusers.training.config import load_config
 from diffusers import DiffusionPipeline
+from safetensors.torch import load_file
+from stand_ins import tiny_pipeline
 
 import diffsal_diffusers
 from diffsal_diffusers import DiffSalPipeline, InputError, load_pipeline
@@ -45,12 +48,27 @@ class TestTiny:
         weights = [file for file in folder.rglob("*") if file.suffix not in (".json", ".md") and file.is_file()]
         assert len(weights) == 3 and all(file.suffix == ".safetensors" for file in weights)
         assert sum(file.stat().st_size for file in weights) <= 20e6
+        assert all(value.dtype == torch.float16 for file in weights for value in load_file(file).values())
         assert (folder / "README.md").read_text().startswith("---\nlicense: apache-2.0\n")
 
     def test_names(self):
         assert diffsal_diffusers.list_pretrained() == ["tiny"]
         with pytest.raises(InputError, match="there is no trained model 'huge'; there are tiny"):
             diffsal_diffusers.pretrained("huge")
+
+    def test_a_folder_of_the_same_name(self, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        tiny_pipeline().save_pretrained("tiny")
+        assert load_pipeline("tiny").processor.config.frame_size == (192, 320)
+        for model in ("./tiny", Path("tiny")):
+            assert tuple(load_pipeline(model).processor.config.frame_size) == (64, 96)
+
+    def test_the_recipe(self):
+        """The checkpoints that the model card and the second stage name are those that the configs make."""
+        first, second = load_config("tiny_sound"), load_config("tiny")
+        assert second.model.folder == f"{first.output}/checkpoints/step-{first.steps:08d}"
+        card = (diffsal_diffusers.pretrained("tiny") / "README.md").read_text()
+        assert f"{second.output}/checkpoints/step-{second.steps:08d}" in card
 
     def test_it_loads_as_the_default_in_float32(self, tiny):
         assert isinstance(tiny, DiffSalPipeline)
@@ -85,11 +103,26 @@ class TestTiny:
         ]
         assert np.corrcoef(maps[0].ravel(), maps[1][:, ::-1].ravel())[0, 1] > 0.93
 
-    def test_it_looks_at_the_present_and_the_past_only(self, tiny):
-        """So that a live stream can be predicted: what comes later does not change a map."""
+    @pytest.mark.parametrize(("stride", "known"), [(1, range(7)), (4, range(5))])
+    def test_it_does_not_look_ahead(self, tiny, stride, known):
+        """Pictures that come later change no map, but for those between two that are predicted."""
         video = np.random.default_rng(0).integers(0, 256, (12, 96, 160, 3), np.uint8)
-        maps = []
-        for length in (9, 12):
-            generator = torch.Generator().manual_seed(0)
-            maps.append(tiny(video[:length], frame_stride=4, generator=generator).saliency[:9])
-        np.testing.assert_allclose(maps[0], maps[1], atol=1e-5)
+        whole, begun = (
+            tiny(frames, frame_stride=stride, generator=torch.Generator().manual_seed(0)).saliency
+            for frames in (video, video[:7])
+        )
+        np.testing.assert_allclose(whole[known], begun[known], atol=1e-5)
+
+    def test_it_hears_less_than_half_a_second_ahead(self, tiny):
+        video = np.random.default_rng(0).integers(0, 256, (13, 96, 160, 3), np.uint8)
+        sound = np.random.default_rng(1).normal(0, 0.1, 32000).astype(np.float32)
+        changes = []
+        for end in (0.30, 0.42):  # seconds after the first frame, from where the sound is another one
+            other = sound.copy()
+            other[int(end * 16000) :] = 0
+            first, second = (
+                tiny(video, audio=(s, 16000), generator=torch.Generator().manual_seed(0)).saliency[0]
+                for s in (sound, other)
+            )
+            changes.append(np.abs(first - second).max())
+        assert changes[0] > 1e-5 > changes[1]

@@ -35,7 +35,7 @@ def test_an_encoder_of_ones_own(tmp_path, monkeypatch):
 
 
 def test_the_code_for_python(tmp_path, monkeypatch):
-    """The second block first: it makes the folder that the first one loads, and what the third one scores with."""
+    """The second block makes what the third one scores with."""
     use, build, score = (code for comment, code in BLOCKS if not comment)
     shutil.copy(ROOT / "examples" / "big_buck_bunny.mp4", tmp_path / "clip.mp4")
     use = use.replace('"clip.mp4"', '"clip.mp4", duration=0.1')

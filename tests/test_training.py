@@ -334,9 +334,13 @@ class TestOwnEstimates:
             torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
 
     def test_the_first_estimate_is_weighed_only_where_it_is_made(self):
-        for wrong, got in (({"first_estimate": 1.0}, "1.0"), ({"first_estimate": -1, "self_aligned": 1.0}, "-1.0")):
-            with pytest.raises(InputError, match=f"`first_estimate` must be at least 0.*got {got}"):
-                build_config({"output": "x", "data": [{"name": "synthetic"}], **wrong})
+        for value in (-1.0, math.nan, math.inf):
+            with pytest.raises(InputError, match=f"`first_estimate` must be a number of at least 0, got {value}"):
+                build_config(
+                    {"output": "x", "data": [{"name": "synthetic"}], "first_estimate": value, "self_aligned": 1.0}
+                )
+        with pytest.raises(InputError, match="`first_estimate` needs `self_aligned` above 0"):
+            build_config({"output": "x", "data": [{"name": "synthetic"}], "first_estimate": 1.0})
 
 
 class TestConfig:

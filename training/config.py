@@ -1,6 +1,7 @@
 """The settings of a training run: YAML files, overrides, and one clear sentence for a key that does not exist."""
 
 import difflib
+import math
 import typing
 from collections.abc import Sequence
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
@@ -23,8 +24,8 @@ class ModelConfig:
     """The networks that are trained.
 
     Args:
-        folder: a pipeline's folder to start from, whose networks and sizes stay; else a new pipeline is built from the
-            encoders and the settings below.
+        folder: a pipeline's folder to start from, or a name as `tiny`, whose networks and sizes stay; else a new
+            pipeline is built from the encoders and the settings below.
         video, audio: names of encoders, see `DiffSalPipeline.from_encoders`. A pipeline from `folder` without an audio
             encoder gets this one; null leaves it without.
         video_config: further settings of the video encoder.
@@ -123,8 +124,9 @@ class TrainingConfig:
         drop_audio, drop_video: share of samples that lose a modality, which trains the null conditions; never both.
         self_aligned: share of samples whose noisy map is made of the network's own estimate from pure noise
             (self-aligned denoising, arXiv 2303.17559).
-        first_estimate: weight of this estimate's own loss. Above 0, the gradient of the second estimate flows through
-            the first, too, as in end-to-end fine-tuning (arXiv 2409.11355): both passes learn to work together.
+        first_estimate: weight of this estimate's own loss, for all samples and without Min-SNR weights. Above 0, the
+            gradient of the second estimate flows through the first, too, so that both passes learn to work together;
+            after end-to-end fine-tuning of a single step (arXiv 2409.11355).
         augment: mirror, crop and light the pictures of every sample at random.
         ema_decay: of the moving average of the weights, which checkpoints hold; 0 for none. It is warmed up to: after
             n steps the decay is at most 1 - (1 + n)^(-2/3), which is 0.99 at a thousand.
@@ -242,11 +244,10 @@ def _check(config: TrainingConfig, where: str) -> None:
     for name in ("weight_decay", "warmup_steps", "workers", "seed"):
         if not 0 <= getattr(config, name) < 2**28:
             raise InputError(f"{where}: `{name}` must be at least 0 and below 2^28, got {getattr(config, name)}")
-    if config.first_estimate < 0 or (config.first_estimate > 0 and config.self_aligned == 0):
-        raise InputError(
-            f"{where}: `first_estimate` must be at least 0, and above 0 needs `self_aligned` samples; got "
-            f"{config.first_estimate}"
-        )
+    if not 0 <= config.first_estimate < math.inf:
+        raise InputError(f"{where}: `first_estimate` must be a number of at least 0, got {config.first_estimate}")
+    if config.first_estimate > 0 and config.self_aligned == 0:
+        raise InputError(f"{where}: `first_estimate` needs `self_aligned` above 0, for samples that have one")
     for name in ("learning_rate", "max_grad_norm", "timestep_shift"):
         if not getattr(config, name) > 0:
             raise InputError(f"{where}: `{name}` must be above 0, got {getattr(config, name)}")

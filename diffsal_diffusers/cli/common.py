@@ -61,7 +61,7 @@ def add_model_argument(parser: argparse.ArgumentParser) -> None:
     """Adds --model."""
     parser.add_argument(
         "--model", default=DEFAULT_MODEL, metavar="NAME_OR_FOLDER",
-        help=f"a model's folder, or one of {', '.join(list_models())}; default: {DEFAULT_MODEL}",
+        help=f"{', '.join(list_models())}, or a model's folder (one of that name: ./tiny); default: {DEFAULT_MODEL}",
     )  # fmt: skip
 
 

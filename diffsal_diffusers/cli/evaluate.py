@@ -34,11 +34,12 @@ writes into DIR:
   per_video.csv   the scores of each video
   table.md        the scores beside the published ones of the same data set, where there are any
   examples.png    frames, ground truth and predictions
-  worst.png       the same of the videos with the worst scores
+  worst.png       the same of the videos that the model does worst on, by the first of --metrics
 
 An interrupted evaluation goes on where it stopped when it is started again.
 
 examples:
+  diffsal evaluate --model tiny --dataset OSIE-still --root osie
   diffsal evaluate --model my_model --dataset AVAD --root data
   diffsal evaluate --model my_model --dataset DIEM --root data --steps 2 --frame-step 10 --modality v
   diffsal evaluate --predictions maps --dataset ETMD --root data --fold 1
@@ -96,7 +97,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--baselines", type=_names("baseline", BASELINES, may_be_none=True), default=list(BASELINES), metavar="LIST",
-        help=f"out of {','.join(BASELINES)} (where the data tell who looked where), or '' for none; default: all",
+        help=f"out of {','.join(BASELINES)} (humans: where the data tell who looked), or '' for none; default: all",
     )  # fmt: skip
     parser.add_argument("--frame-step", type=positive_int, default=1, metavar="N", help="score every N-th frame only")
     parser.add_argument("--limit", type=positive_int, metavar="N", help="the first N videos of each fold only")

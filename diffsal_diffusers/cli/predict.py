@@ -31,7 +31,7 @@ OUTPUTS = {
     "maps": "{}_saliency",
     "csv": "{}_attention.csv",
 }
-WAITING_FRAMES = 8  # maps that wait to be written
+WAITING_MAPS = 8  # that are predicted and not yet written: 30 MB at 1280x720
 EXAMPLES = """\
 formats, for a video clip.mp4:
   overlay   clip_overlay.mp4     heat over the video, with its sound
@@ -155,15 +155,25 @@ def predict_video(pipe: DiffSalPipeline, video: str, paths: dict[str, Path], arg
             for writer in writers:
                 writer.write(time, saliency, pixels)
 
-        # Frames are written while the next maps are predicted. A few may wait, so that neither does for the other.
-        background, waiting = ThreadPoolExecutor(max_workers=1), deque()
-        stack.callback(background.shutdown, cancel_futures=True)
+        # Frames are written while the next maps are predicted.
+        background = ThreadPoolExecutor(max_workers=1)
+        stack.callback(end, background)
+        waiting = deque()
         for time, saliency in maps:
             waiting.append(background.submit(write, time, saliency))
-            if len(waiting) > WAITING_FRAMES:
+            while waiting and (len(waiting) > WAITING_MAPS or waiting[0].done()):
                 waiting.popleft().result()
         while waiting:
             waiting.popleft().result()
+
+
+def end(background: ThreadPoolExecutor) -> None:
+    """Waits for the frame that is being written, also where Ctrl-C is pressed again: nobody must close its files."""
+    while True:
+        try:
+            return background.shutdown(cancel_futures=True)
+        except (KeyboardInterrupt, SystemExit):
+            continue
 
 
 def make_writer(kind: str, path: Path, video: str, pixel_aspect, start: float) -> FrameWriter:

@@ -233,7 +233,8 @@ def read_points(path: str, name_column: str, columns: tuple[str, ...]) -> dict[s
     Args:
         path: a CSV file, also gzipped.
         name_column: the column that tells the video or image; a file name counts without its suffix.
-        columns: the columns of numbers wanted, an empty field being NaN.
+        columns: the columns of numbers wanted, an empty field being NaN. The names of observers in a column `observer`
+            are numbered from 0, an empty one being -1.
 
     Returns:
         by name, `(points, columns)`, float64.
@@ -253,10 +254,13 @@ def _read_points(path: str, name_column: str, columns: tuple[str, ...], changed:
         if column not in present:
             raise InputError(f"{path} has no column {column!r}; its columns are {', '.join(present)}")
     try:
-        table = pandas.read_csv(path, usecols=[name_column, *columns], dtype={name_column: str})
+        table = pandas.read_csv(path, usecols=[name_column, *columns], dtype={name_column: str, "observer": str})
     except (ValueError, OSError, EOFError, zlib.error) as error:
         raise InputError(f"{path} cannot be read as a CSV file: it is damaged or cut short ({error})") from None
     for column in columns:
+        if column == "observer":
+            table[column] = pandas.factorize(table[column], sort=True)[0].astype(np.float64)
+            continue
         try:
             table[column] = pandas.to_numeric(table[column]).astype(np.float64)
         except (ValueError, TypeError) as error:

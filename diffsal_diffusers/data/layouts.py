@@ -39,7 +39,10 @@ DHF1K_FPS = 30.0
 ACTION_SETS = {"Hollywood2": 25.0, "UCFSports": 10.0}
 OSIE_NUMBERS = {"train": range(1001, 1601), "validation": range(1601, 1701)}
 OSIE_FRAMES, OSIE_FPS = 16, 25.0
-OSIE_LAYOUT = "images/1001.jpg and so on, and fixations.csv or fixations.csv.gz with the columns image, x and y"
+OSIE_LAYOUT = (
+    "images/1001.jpg and so on, and fixations.csv or fixations.csv.gz with the columns image, x and y, and perhaps "
+    "observer"
+)
 FOLDER_SPLITS = ("train", "validation", "test")
 SYNTHETIC_SCENES = {"train": (0, 2000), "validation": (1_000_000, 40), "test": (2_000_000, 100)}  # first seed, number
 SYNTHETIC_FRAMES, SYNTHETIC_FPS = 50, 25.0

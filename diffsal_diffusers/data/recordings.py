@@ -299,7 +299,7 @@ class StillImage(FileRecording):
         if "observer" not in points_columns(Path(self.points)):
             return None
         observer = self._columns("observer")[:, 0]
-        everybody = np.unique(observer)
+        everybody = np.unique(observer[observer >= 0])
         halves = copy.copy(self), copy.copy(self)
         for half, first in zip(halves, (0, 1), strict=True):
             half.still_points = self.still_points[np.isin(observer, everybody[first::2])]

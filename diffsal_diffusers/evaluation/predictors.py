@@ -39,8 +39,8 @@ class PipelinePredictor:
         pipe: the pipeline.
         modality: `"av"`, `"v"` (the sound is ignored) or `"a"` (the picture is).
         seed: of the noise, the same for every video.
-        settings: further arguments of the pipeline's call. Maps are predicted at the pipeline's own stride unless the
-            frames asked for lie on it: then only these are.
+        settings: further arguments of the pipeline's call. Maps are predicted at the pipeline's own stride, unless the
+            step of the frames asked for is a multiple of it: then for these frames only.
 
     Raises:
         InputError: there is no such modality, or the scheduler cannot take so many steps.

@@ -111,6 +111,9 @@ def score_humans(
 ) -> dict[str, float]:
     """How well half of the observers predict the other half: the mean of both directions, by metric.
 
+    The truth here is the map, or the fixations, of half of the people only, which tells less than that of all, on
+    which predictors are scored: a lower bound of what can be reached, not a ceiling.
+
     Args:
         halves: a recording's [`~diffsal_diffusers.data.Recording.halves`].
         frames: numbers of the frames to score.

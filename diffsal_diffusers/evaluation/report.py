@@ -170,24 +170,22 @@ def none_for_nan(value: float) -> float | None:
 def write_pages(folder: Path, results: Sequence[Mapping], titles: Mapping[str, str], metric: str) -> None:
     """Puts kept pictures under each other: `examples.png`, videos spread over the data set, and `worst.png`, those on
     which the first predictor does worst by one metric."""
-    results = {
-        result["video_id"]: result for result in results if result["frames"]
-    }  # each once, also where in two folds
     first, sign = next(iter(titles)), 1 if METRICS[metric].higher_is_better else -1
-    by_score = [
-        result for result in results.values() if result["scores"][first][metric] == result["scores"][first][metric]
-    ]
-    by_score.sort(key=lambda result: sign * result["scores"][first][metric])
-    spread = list(results.values())[:: max(-(-len(results) // PAGE_VIDEOS), 1)]
+    # Each video once, also where it is in two folds.
+    scores = {result["video_id"]: result["scores"][first][metric] for result in results if result["frames"]}
+    worst = sorted((video for video, score in scores.items() if not math.isnan(score)), key=lambda v: sign * scores[v])
+    spread = list(scores)[:: max(-(-len(scores) // PAGE_VIDEOS), 1)]
     columns = ["ground truth", *(title for name, title in titles.items() if name != HUMANS)]
-    for name, chosen in (("examples", spread), ("worst", by_score[:PAGE_VIDEOS])):
+    for name, chosen in (("examples", spread), ("worst", worst[:PAGE_VIDEOS])):
+        (folder / f"{name}.png").unlink(missing_ok=True)
         strips = []
-        for result in chosen:
-            file = folder / "examples" / f"{file_name(result['video_id'])}.jpg"
+        for video_id in chosen:
+            file = folder / "examples" / f"{file_name(video_id)}.jpg"
             if file.exists():
                 with Image.open(file) as image:
-                    score = f"{METRICS[metric].title} {result['scores'][first][metric]:.3f}"
-                    strips.append((f"{result['video_id']}: {score}", image.convert("RGB")))
+                    strips.append(
+                        (f"{METRICS[metric].title} {scores[video_id]:.3f}: {video_id}", image.convert("RGB"))
+                    )
         if strips:
             with complete_path(folder / f"{name}.png") as part:
                 page(strips, columns).save(part)
@@ -201,6 +199,8 @@ def page(strips: Sequence[tuple[str, Image.Image]], columns: Sequence[str]) -> I
     for title, strip in strips:
         width = strip.width / (1 + len(columns))
         for place, text in enumerate([title, *columns]):
+            while draw.textlength(text, font_size=13) > width - 8:
+                text = text[:-1]
             draw.text((place * width + 4, top + 4), text, fill="black", font_size=13)
         whole.paste(strip, (0, top + margin))
         top += strip.height + margin

@@ -111,7 +111,7 @@ class Evaluation:
 
     def _score_video(self, entry: dict, predictors: Mapping[str, Predictor]) -> dict:
         """One video's result: the number of scored frames, the mean scores by predictor, and what was skipped."""
-        example = True  # is still to be kept
+        example, scored = True, []  # whether one is still to be kept; numbers of the frames
         result = {"video_id": entry["video_id"], "frames": 0, "scores": {}, "skipped": []}
         try:
             recording = open_recording(entry)
@@ -126,7 +126,8 @@ class Evaluation:
                     continue
                 try:
                     density = recording.density(index)
-                    result["frames"] += scorer.score(index, density, predictions)
+                    if scorer.score(index, density, predictions):
+                        scored.append(index)
                 except PredictionError:
                     raise
                 except InputError as error:
@@ -134,11 +135,12 @@ class Evaluation:
                     continue
                 if example and index >= frames[len(frames) // 2]:
                     example = not self._keep_example(recording, index, density, predictions)
-            if result["frames"]:
+            result["frames"] = len(scored)
+            if scored:
                 result["scores"] = scorer.means()
                 halves = recording.halves() if self.humans else None
                 if halves is not None:
-                    result["scores"][HUMANS] = score_humans(halves, frames, self.metrics, self.seed)
+                    result["scores"][HUMANS] = score_humans(halves, scored, self.metrics, self.seed)
         except PredictionError as error:
             raise PredictionError(f"{entry['video_id']}: {error}") from error
         except InputError as error:  # of a picture or a sound: no map of this video can be trusted
