@@ -59,7 +59,7 @@ class TestTiny:
     def test_a_folder_of_the_same_name(self, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)
         tiny_pipeline().save_pretrained("tiny")
-        assert load_pipeline("tiny").processor.config.frame_size == (192, 320)
+        assert tuple(load_pipeline("tiny").processor.config.frame_size) == (192, 320)
         for model in ("./tiny", Path("tiny")):
             assert tuple(load_pipeline(model).processor.config.frame_size) == (64, 96)
 

@@ -6,9 +6,9 @@ import sys
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
+from itertools import chain
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from ..errors import InputError
@@ -31,7 +31,7 @@ OUTPUTS = {
     "maps": "{}_saliency",
     "csv": "{}_attention.csv",
 }
-WAITING_MAPS = 8  # that are predicted and not yet written: 30 MB at 1280x720
+WAITING_MAPS = 8  # that are predicted and not yet written: 50 MB with their frames at 1280x720
 EXAMPLES = """\
 formats, for a video clip.mp4:
   overlay   clip_overlay.mp4     heat over the video, with its sound
@@ -150,28 +150,26 @@ def predict_video(pipe: DiffSalPipeline, video: str, paths: dict[str, Path], arg
         ]
         frames = iter(source) if "overlay" in paths else None
 
-        def write(time: float, saliency: np.ndarray) -> None:
-            pixels = next(frames).pixels if frames else None
-            for writer in writers:
-                writer.write(time, saliency, pixels)
-
-        # Frames are written while the next maps are predicted.
-        background = ThreadPoolExecutor(max_workers=1)
-        stack.callback(end, background)
+        # Frames are written while the next maps are predicted, each format in a thread of its own.
+        threads = [ThreadPoolExecutor(max_workers=1) for _ in writers]
+        for thread in threads:
+            stack.callback(end, thread)
         waiting = deque()
         for time, saliency in maps:
-            waiting.append(background.submit(write, time, saliency))
-            while waiting and (len(waiting) > WAITING_MAPS or waiting[0].done()):
-                waiting.popleft().result()
-        while waiting:
-            waiting.popleft().result()
+            pixels = next(frames).pixels if frames else None
+            waiting.append([t.submit(w.write, time, saliency, pixels) for t, w in zip(threads, writers, strict=True)])
+            while waiting and (len(waiting) > WAITING_MAPS or all(written.done() for written in waiting[0])):
+                for written in waiting.popleft():
+                    written.result()
+        for written in chain.from_iterable(waiting):
+            written.result()
 
 
-def end(background: ThreadPoolExecutor) -> None:
-    """Waits for the frame that is being written, also where Ctrl-C is pressed again: nobody must close its files."""
+def end(thread: ThreadPoolExecutor) -> None:
+    """Waits for the frame that is being written, also where Ctrl-C is pressed again: nobody must close its file."""
     while True:
         try:
-            return background.shutdown(cancel_futures=True)
+            return thread.shutdown(cancel_futures=True)
         except (KeyboardInterrupt, SystemExit):
             continue
 

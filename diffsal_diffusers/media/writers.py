@@ -286,7 +286,7 @@ class OverlayWriter(VideoWriter):
 
     pixel_format = "yuv420p"
     color_range = ColorRange.MPEG
-    encoder_options = {"crf": "20", "preset": "superfast"}
+    encoder_options = {"crf": "22", "preset": "ultrafast"}
 
     def __init__(
         self,
