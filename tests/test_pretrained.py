@@ -59,16 +59,16 @@ class TestTiny:
     def test_a_folder_of_the_same_name(self, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)
         tiny_pipeline().save_pretrained("tiny")
-        assert tuple(load_pipeline("tiny").processor.config.frame_size) == (192, 320)
+        assert tuple(load_pipeline("tiny").processor.config.frame_size) == (256, 416)
         for model in ("./tiny", Path("tiny")):
             assert tuple(load_pipeline(model).processor.config.frame_size) == (64, 96)
 
     def test_the_recipe(self):
-        """The checkpoints that the model card and the second stage name are those that the configs make."""
-        first, second = load_config("tiny_sound"), load_config("tiny")
-        assert second.model.folder == f"{first.output}/checkpoints/step-{first.steps:08d}"
-        card = (diffsal_diffusers.pretrained("tiny") / "README.md").read_text()
-        assert f"{second.output}/checkpoints/step-{second.steps:08d}" in card
+        """Each stage begins with what the one before makes, and the model card names what the last one makes."""
+        stages = [load_config(name) for name in ("tiny_sound", "tiny_pictures", "tiny")]
+        made = [f"{stage.output}/checkpoints/step-{stage.steps:08d}" for stage in stages]
+        assert [stage.model.folder for stage in stages] == [None, *made[:2]]
+        assert made[2] in (diffsal_diffusers.pretrained("tiny") / "README.md").read_text()
 
     def test_it_loads_as_the_default_in_float32(self, tiny):
         assert isinstance(tiny, DiffSalPipeline)

@@ -369,6 +369,8 @@ class TestConfig:
             ("steps=many", "`steps` must be int or null, got 'many'"),
             ("batch_size=2.5", "`batch_size` must be int, got 2.5"),
             ("strict=1", "`strict` must be bool, got 1"),
+            ("model.frame_size=64", "`model.frame_size` must be list or null, got 64"),
+            ("model.frame_size=[64, wide]", "`model.frame_size.1` must be int, got 'wide'"),
             ("loss=mse", "`loss` must be a mapping, got 'mse'"),
             ("learning_rate", "an override is KEY=VALUE"),
             ("loss={mse", "is no YAML value"),

@@ -196,6 +196,19 @@ class TestGoingOn:
         frozen = {n: v for n, v in weights(last).items() if n.startswith("video_encoder")}
         assert_same(frozen, {n: v for n, v in raw.items() if n.startswith("video_encoder")})
 
+    def test_another_resolution(self, tmp_path):
+        """A run goes on from a folder's networks at its own resolution, or at the one that it is told."""
+        base = train(build_config(config(tmp_path / "base", steps=1)))
+        for size, expected in ((None, (32, 64)), ([64, 96], (64, 96))):
+            model = {"folder": str(base), "frame_size": size}
+            last = train(build_config(config(tmp_path / str(size), model=model, steps=1, learning_rate=1e-12)))
+            assert tuple(DiffusionPipeline.from_pretrained(last).processor.config.frame_size) == expected
+            for name, value in weights(base).items():
+                torch.testing.assert_close(weights(last)[name], value, atol=1e-9, rtol=0)
+        model = {"folder": str(base), "frame_size": [64, 100]}
+        with pytest.raises(InputError, match="`frame_size` must be two positive multiples of 32"):
+            train(build_config(config(tmp_path / "odd", model=model)))
+
     def test_killed_while_it_validates_it_validates_again(self, tmp_path, monkeypatch):
         """At every step once in the end, and with the same best, whatever was killed; nothing is validated twice."""
         changes = {"steps": 5, "checkpoint_every": 2, "validation": VALIDATION}  # the last step is no second one

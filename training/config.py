@@ -24,13 +24,14 @@ class ModelConfig:
     """The networks that are trained.
 
     Args:
-        folder: a pipeline's folder to start from, or a name as `tiny`, whose networks and sizes stay; else a new
-            pipeline is built from the encoders and the settings below.
+        folder: a pipeline's folder to start from, or a name as `tiny`, whose networks stay; else a new pipeline is
+            built from the encoders and the settings below.
         video, audio: names of encoders, see `DiffSalPipeline.from_encoders`. A pipeline from `folder` without an audio
             encoder gets this one; null leaves it without.
         video_config: further settings of the video encoder.
         pretrained, audio_pretrained: their weights: true to download them, or the path of a file.
-        frame_size: height and width that the networks see.
+        frame_size: height and width that the networks see; null for those of `folder`, 224x384 of a new pipeline.
+            With a `folder`, another size than its own makes the networks go on at that resolution.
         num_frames: frames of a clip; null for the video encoder's own.
         frame_interval: frames of the video from one frame of a clip to the next.
         num_inference_steps, frame_stride: denoising steps, and frames from one map to the next, by default.
@@ -45,7 +46,7 @@ class ModelConfig:
     video_config: dict[str, Any] = field(default_factory=dict)
     pretrained: bool | str = False
     audio_pretrained: bool | str = False
-    frame_size: list[int] = field(default_factory=lambda: [224, 384])
+    frame_size: list[int] | None = None
     num_frames: int | None = None
     frame_interval: int = 1
     num_inference_steps: int = 4
@@ -334,7 +335,7 @@ def _build(kind: Any, value: Any, where: str, path: str) -> Any:
         return value
     kinds = arguments or (kind,)
     for one in kinds:
-        if is_dataclass(one) and isinstance(value, dict):
+        if isinstance(value, dict if is_dataclass(one) else typing.get_origin(one) or ()):
             return _build(one, value, where, path)
     if float in kinds and isinstance(value, str):  # YAML takes 1e-4 for a string
         try:
@@ -344,7 +345,7 @@ def _build(kind: Any, value: Any, where: str, path: str) -> Any:
     if float in kinds and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     for one in kinds:
-        if not is_dataclass(one) and isinstance(value, one) and (one is bool or not isinstance(value, bool)):
+        if not typing.get_origin(one) and isinstance(value, one) and (one is bool or not isinstance(value, bool)):
             return value
     names = " or ".join("null" if one is type(None) else one.__name__ for one in kinds)
     raise InputError(f"{where}: `{path}` must be {names}, got {value!r}")

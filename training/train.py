@@ -29,7 +29,7 @@ from diffusers.training_utils import EMAModel
 from torch.utils.data import ConcatDataset, DataLoader
 from tqdm.auto import tqdm
 
-from diffsal_diffusers import DiffSalPipeline, InputError, SaliencyUNet, load_pipeline
+from diffsal_diffusers import DiffSalPipeline, InputError, SaliencyProcessor, SaliencyUNet, load_pipeline
 from diffsal_diffusers.data import SaliencyClips, load_saliency_dataset
 from diffsal_diffusers.encoders import create_video_encoder
 from diffsal_diffusers.metrics import METRICS
@@ -51,6 +51,10 @@ def build_pipeline(config: TrainingConfig) -> DiffSalPipeline:
             pipe = load_pipeline(model.folder)
             if pipe.audio_encoder is None and model.audio is not None:
                 pipe = add_audio(pipe, config)
+            if model.frame_size is not None:
+                pipe.processor = SaliencyProcessor.from_config(
+                    pipe.processor.config, frame_size=tuple(model.frame_size)
+                )
     except InputError:
         raise
     except (TypeError, ValueError, RuntimeError) as error:
@@ -93,7 +97,7 @@ def create_pipeline(model: ModelConfig) -> DiffSalPipeline:
         model.audio,
         pretrained=model.pretrained,
         audio_pretrained=model.audio_pretrained,
-        frame_size=tuple(model.frame_size),
+        frame_size=tuple(model.frame_size or (224, 384)),
         num_frames=model.num_frames,
         frame_interval=model.frame_interval,
         num_inference_steps=model.num_inference_steps,
