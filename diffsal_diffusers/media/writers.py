@@ -40,8 +40,8 @@ COPIED_SOUND = {"aac", "ac3", "alac", "eac3", "flac", "mp3", "opus"}
 BT709 = 1  # the code that H.264 gives to BT.709's primaries, transfer curve and matrix alike
 
 
-def _heat_tables() -> tuple[np.ndarray, np.ndarray]:
-    """For each of 256 levels of saliency: how much of the video stays, of 256, and the heat to add, of 256 * 255.
+def _heat_tables() -> np.ndarray:
+    """What becomes of a sample of the video: `(3, 65536)`, for Y, Cb and Cr, at 256 * level of saliency + sample.
 
     The colours run from purple to yellow with even steps of lightness (nine points of matplotlib's plasma), so that
     more salient always looks brighter, also without colour vision. They are given in BT.709's Y, Cb, Cr, limited
@@ -55,10 +55,11 @@ def _heat_tables() -> tuple[np.ndarray, np.ndarray]:
     heat = np.stack([16 + 219 * luma, 128 + 224 * (blue - luma) / 1.8556, 128 + 224 * (red - luma) / 1.5748])
     # Steep, to show second places of interest too; the last factor leaves the video alone where hardly anybody looks.
     opacity = np.round(256 * 0.75 * level * (2 - level) * np.minimum(level / 0.1, 1))
-    return (256 - opacity).astype(np.uint16), np.round(opacity * heat).astype(np.uint16)
+    kept, added = (256 - opacity)[:, None] * np.arange(256), np.round(opacity * heat)[:, :, None]
+    return ((kept + added) // 256).astype(np.uint8).reshape(3, -1)
 
 
-KEPT, HEAT = _heat_tables()
+HEATED = _heat_tables()
 
 
 @contextmanager
@@ -322,7 +323,7 @@ class OverlayWriter(VideoWriter):
         if frame is None or frame.dtype != np.uint8 or frame.shape != (*saliency.shape, 3):
             raise InputError(f"the overlay {self.path} needs each frame as uint8 RGB of its map's size")
         low, high = saliency.min(), saliency.max()
-        level = np.round((saliency - low) / ((high - low) or 1) * 255).astype(np.uint8)
+        level = np.round((saliency - low) / ((high - low) or 1) * 255).astype(np.uint16) << 8
         height, width = level.shape
         if height % 2 or width % 2:
             level = np.pad(level, [(0, height % 2), (0, width % 2)], mode="edge")
@@ -332,9 +333,9 @@ class OverlayWriter(VideoWriter):
             format=self.pixel_format, dst_colorspace=Colorspace.ITU709, dst_color_range=self.color_range
         )
         levels = (level, level[::2, ::2], level[::2, ::2])
-        for plane, heat, level in zip(picture.planes, HEAT, levels, strict=True):
+        for plane, table, level in zip(picture.planes, HEATED, levels, strict=True):
             pixels = np.frombuffer(plane, np.uint8).reshape(plane.height, plane.line_size)[:, : plane.width]
-            pixels[...] = (pixels * KEPT.take(level) + heat.take(level)) >> 8
+            pixels[...] = table.take(level | pixels)
         self._encode(time, picture)
         self._mux_sound(Fraction(self._pts, CLOCK_RATE))
 
