@@ -25,7 +25,7 @@ from .encoders import (
     register_video_encoder,
 )
 from .errors import InputError
-from .models import SaliencyUNet
+from .models import ReleasedSaliencyUNet, SaliencyUNet
 from .pipelines import DiffSalPipeline, SaliencyPipelineOutput
 from .presets import list_pretrained, load_pipeline, pretrained
 from .processing import SaliencyProcessor
@@ -44,6 +44,7 @@ __all__ = [
     "MViTv2Encoder",
     "ModelMixin",
     "PerFrameVideoEncoder",
+    "ReleasedSaliencyUNet",
     "S3DEncoder",
     "SaliencyPipelineOutput",
     "SaliencyProcessor",

@@ -23,7 +23,7 @@ from ..media.audio import AudioSource, open_audio
 from ..media.video import DEFAULT_FPS, find_sound, open_video
 from ..media.windows import ClipWindow, clip_windows
 from ..modeling import STRIDES
-from ..models import SaliencyConditions, SaliencyUNet
+from ..models import ReleasedConditions, ReleasedSaliencyUNet, SaliencyConditions, SaliencyUNet
 from ..processing import SaliencyProcessor
 from ..schedulers import check_num_steps, check_scheduler, create_scheduler
 from .pipeline_output import SaliencyPipelineOutput
@@ -31,6 +31,7 @@ from .pipeline_output import SaliencyPipelineOutput
 logger = logging.get_logger(__name__)
 
 OUTPUT_TYPES = ("np", "pt", "pil")
+NEEDS_SOUND = "the released network needs it; for videos without, convert the release's video-only checkpoint"
 
 
 class DiffSalPipeline(DiffusionPipeline):
@@ -39,7 +40,7 @@ class DiffSalPipeline(DiffusionPipeline):
     This model inherits from [`DiffusionPipeline`]: see there for loading, saving and moving between devices.
 
     Args:
-        unet: the Saliency-UNet.
+        unet: the Saliency-UNet, or the network of the authors' release.
         video_encoder: the video encoder; `None` for a pipeline that listens only.
         audio_encoder: the audio encoder; `None` for a pipeline that sees only.
         scheduler: one of [`~diffsal_diffusers.schedulers.list_schedulers`].
@@ -54,7 +55,7 @@ class DiffSalPipeline(DiffusionPipeline):
 
     def __init__(
         self,
-        unet: SaliencyUNet,
+        unet: SaliencyUNet | ReleasedSaliencyUNet,
         video_encoder: VideoEncoder | None,
         audio_encoder: AudioEncoder | None,
         scheduler: SchedulerMixin,
@@ -205,6 +206,14 @@ class DiffSalPipeline(DiffusionPipeline):
             raise InputError(f"`audio_guidance_scale` = {audio_guidance_scale} needs sound and an audio encoder")
         if audio_guidance_scale != 1.0 and video is None:
             raise InputError(f"`audio_guidance_scale` = {audio_guidance_scale} needs a picture to guide away from")
+        if isinstance(self.unet, ReleasedSaliencyUNet):
+            # One network, one kind of input: none of its modalities was ever dropped in its training.
+            if video is None:
+                raise InputError("the released network needs a picture; `video=None` is for networks of this package")
+            if audio is False and self.audio_encoder is not None:
+                raise InputError(f"{NEEDS_SOUND}; predict with its sound")
+            if audio_guidance_scale != 1.0:
+                raise InputError("`audio_guidance_scale` must be 1 for the released network, which knows no silence")
         if video is None:
             if self.audio_encoder is None or audio is None or audio is False:
                 raise InputError(
@@ -498,6 +507,9 @@ class DiffSalPipeline(DiffusionPipeline):
             return open_audio(audio)
         path = find_sound(video)
         if path is None:
+            if isinstance(self.unet, ReleasedSaliencyUNet):
+                name = video if isinstance(video, (str, os.PathLike)) else "the video"
+                raise InputError(f"{name} has no sound; {NEEDS_SOUND}")
             if isinstance(video, (str, os.PathLike)):
                 logger.warning(f"{video} has no sound: predicting from the picture alone")
             return None
@@ -565,11 +577,11 @@ class DiffSalPipeline(DiffusionPipeline):
 
     def denoise(
         self,
-        conditions: SaliencyConditions,
+        conditions: SaliencyConditions | ReleasedConditions,
         generators: list[torch.Generator],
         num_inference_steps: int,
         *,
-        without_sound: SaliencyConditions | None = None,
+        without_sound: SaliencyConditions | ReleasedConditions | None = None,
         audio_guidance_scale: float = 1.0,
         callback: Callable | None = None,
         callback_tensors: list[str] = (),

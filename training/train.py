@@ -49,6 +49,8 @@ def build_pipeline(config: TrainingConfig) -> DiffSalPipeline:
             pipe = create_pipeline(model)
         else:
             pipe = load_pipeline(model.folder)
+            if not isinstance(pipe.unet, SaliencyUNet):
+                raise InputError(f"{model.folder}: the released network can predict, and cannot be trained here")
             if pipe.audio_encoder is None and model.audio is not None:
                 pipe = add_audio(pipe, config)
             if model.frame_size is not None:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from diffusers.utils import logging
 
 from .. import __version__
-from . import evaluate, info, predict
+from . import convert, evaluate, info, predict
 from .common import Parser, explain
 
 EXAMPLES = """\
@@ -31,6 +31,7 @@ def build_parser() -> Parser:
     predict.add_parser(commands)
     evaluate.add_parser(commands)
     info.add_parsers(commands)
+    convert.add_parser(commands)
     return parser
 
 

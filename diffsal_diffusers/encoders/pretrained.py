@@ -5,6 +5,7 @@ from os import PathLike
 from pathlib import Path
 
 import torch
+from diffusers.utils import SAFETENSORS_WEIGHTS_NAME
 from safetensors.torch import load_file
 from torch import nn
 from torchvision.models import WeightsEnum
@@ -13,12 +14,15 @@ from ..errors import InputError
 
 
 def read_weights(file: str | PathLike) -> dict[str, torch.Tensor]:
-    """Reads a file of weights: safetensors, or a PyTorch file that holds a state dict and nothing else.
+    """Reads a file of weights: safetensors, a PyTorch file that holds a state dict and nothing else, or a folder that
+    an encoder was saved to.
 
     Raises:
         InputError: the file does not exist, is damaged, or holds anything but tensors.
     """
     file = Path(file)
+    if file.is_dir():
+        file = file / SAFETENSORS_WEIGHTS_NAME
     if not file.is_file():
         raise InputError(f"{file}: no such file of weights")
     try:

@@ -19,6 +19,7 @@ from torchvision.models import WeightsEnum, get_model, get_model_weights
 from ..errors import InputError
 from ..modeling import STRIDES
 from .base import EncoderOutput, FeatureInfo, PerFrameVideoEncoder, VideoEncoder
+from .multiscale import FusedBlock
 from .pretrained import download_weights, load_weights, one_line, read_weights, timm_names
 from .registry import register_video_encoder, unknown_name
 
@@ -62,6 +63,7 @@ class MViTv2Encoder(TorchvisionVideoEncoder):
 
     Args:
         num_frames: frames of a clip, for `feature_info`; `forward` takes clips of any even length.
+        norms_in_path: whether the next block, too, gets what a stage's LayerNorm gives, as in DiffSal's release.
     """
 
     _supports_gradient_checkpointing = True
@@ -70,9 +72,9 @@ class MViTv2Encoder(TorchvisionVideoEncoder):
     stage_channels = (96, 192, 384, 768)
 
     @register_to_config
-    def __init__(self, num_frames: int = 16):
+    def __init__(self, num_frames: int = 16, norms_in_path: bool = False):
         super().__init__("mvit_v2_s")
-        network = get_model("mvit_v2_s", weights=None)
+        network = get_model("mvit_v2_s", weights=None, block=FusedBlock)
         self.conv_proj = network.conv_proj
         self.pos_encoding = network.pos_encoding  # the class token; the positions are in the blocks
         self.blocks = network.blocks
@@ -95,9 +97,11 @@ class MViTv2Encoder(TorchvisionVideoEncoder):
             else:
                 x, size = block(x, size)
             if index in self.stage_ends:
-                tokens = self.norms[len(features)](x[:, 1:])  # b thw c
+                normed = self.norms[len(features)](x)  # b 1+thw c
                 t, h, w = size
-                features.append(rearrange(tokens, "b (t h w) c -> b c t h w", t=t, h=h, w=w))
+                features.append(rearrange(normed[:, 1:], "b (t h w) c -> b c t h w", t=t, h=h, w=w))
+                if self.config.norms_in_path:
+                    x = normed
         return EncoderOutput(features=features)
 
 

@@ -1,5 +1,6 @@
 """The networks."""
 
+from .released import ReleasedConditions, ReleasedSaliencyUNet
 from .saliency_unet import SaliencyConditions, SaliencyUNet, SaliencyUNetOutput
 
-__all__ = ["SaliencyConditions", "SaliencyUNet", "SaliencyUNetOutput"]
+__all__ = ["ReleasedConditions", "ReleasedSaliencyUNet", "SaliencyConditions", "SaliencyUNet", "SaliencyUNetOutput"]

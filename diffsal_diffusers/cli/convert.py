@@ -1,0 +1,100 @@
+"""`diffsal convert`: published checkpoints to folders of this package."""
+
+import argparse
+import os
+import shlex
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+
+from diffusers import DiffusionPipeline, ModelMixin
+
+from ..conversion import convert_diffsal, convert_mvit_v2_s, convert_vggish
+from ..errors import InputError
+from ..media.writers import complete_path, writing
+from ..presets import list_models
+
+EXAMPLES = """\
+examples:
+  diffsal convert diffsal diffsal_av.pth released
+  diffsal predict clip.mp4 --model released
+  diffsal convert diffsal diffsal_dhf1k.pth released_video --video-only
+"""
+
+
+def add_parser(commands: argparse._SubParsersAction) -> None:
+    """The command's arguments."""
+    convert = commands.add_parser(
+        "convert",
+        help="make folders of this package from published checkpoints",
+        description="Writes what a published checkpoint holds as a folder that --model takes or, of a backbone, as an "
+        "encoder's folder. Nothing in the checkpoint is run: it may hold tensors only.",
+        epilog=EXAMPLES,
+    )
+    kinds = convert.add_subparsers(dest="kind", required=True, metavar="KIND")
+    diffsal = _add_kind(kinds, "diffsal", run_diffsal, "a checkpoint that the authors of DiffSal released")
+    diffsal.add_argument("--video-only", action="store_true", help="it is the network without sound")
+    _add_kind(kinds, "vggish", run_vggish, "the PyTorch port of Google's VGGish (vggish-10086976.pth)")
+    mvit = "mmaction2's MViTv2-S (mvit-small-p244_16x4x1_kinetics400-rgb)"
+    _add_kind(kinds, "mvit_v2_s_mmaction", run_mvit, mvit)
+
+
+def _add_kind(
+    kinds: argparse._SubParsersAction, name: str, run: Callable[[argparse.Namespace], int], description: str
+) -> argparse.ArgumentParser:
+    parser = kinds.add_parser(name, help=description, description=f"Converts {description}.")
+    parser.set_defaults(run=run)
+    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="the published file")
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="what is made; must not exist yet")
+    return parser
+
+
+def run_diffsal(args: argparse.Namespace) -> int:
+    """`diffsal convert diffsal`."""
+    check_folder(args.folder)
+    pipe, unused = convert_diffsal(args.checkpoint, args.video_only)
+    name = f"./{args.folder}" if str(args.folder) in list_models() else str(args.folder)
+    return write(pipe, unused, args.folder, f"`diffsal predict VIDEO --model {shlex.quote(name)}` predicts with it")
+
+
+def run_vggish(args: argparse.Namespace) -> int:
+    """`diffsal convert vggish`."""
+    check_folder(args.folder)
+    encoder, unused = convert_vggish(args.checkpoint)
+    return write(
+        encoder,
+        unused,
+        args.folder,
+        '`create_audio_encoder("vggish", pretrained=FOLDER)` and training\'s `model.audio_pretrained=FOLDER` take it',
+    )
+
+
+def run_mvit(args: argparse.Namespace) -> int:
+    """`diffsal convert mvit_v2_s_mmaction`."""
+    check_folder(args.folder)
+    encoder, unused = convert_mvit_v2_s(args.checkpoint)
+    return write(
+        encoder,
+        unused,
+        args.folder,
+        '`create_video_encoder("mvit_v2_s", pretrained=FOLDER)` and training\'s `model.pretrained=FOLDER` take it',
+    )
+
+
+def check_folder(folder: Path) -> None:
+    """Refuses a folder that is there, before any work is done."""
+    if os.path.lexists(folder):
+        raise InputError(f"{folder} exists already; name a folder that does not")
+
+
+def write(model: DiffusionPipeline | ModelMixin, unused: list[str], folder: Path, hint: str) -> int:
+    """Writes a folder, there whole or not at all, and says what became of the checkpoint."""
+    with writing(folder), complete_path(folder) as temporary:
+        model.save_pretrained(temporary)
+    if unused:
+        print("left out, since the network has no use for them:")
+        print(textwrap.fill(", ".join(unused), 100, initial_indent="  ", subsequent_indent="  "))
+    networks = model.components.values() if isinstance(model, DiffusionPipeline) else [model]
+    parameters = sum(part.num_parameters() for part in networks if isinstance(part, ModelMixin))
+    print(f"{folder}: {type(model).__name__}, {parameters / 1e6:.2f} M parameters; {hint}")
+    return 0

@@ -1,0 +1,6 @@
+"""Released checkpoints to folders of this package."""
+
+from .backbones import convert_mvit_v2_s, convert_vggish
+from .diffsal import convert_diffsal, released_pipeline
+
+__all__ = ["convert_diffsal", "convert_mvit_v2_s", "convert_vggish", "released_pipeline"]
