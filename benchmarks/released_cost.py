@@ -13,6 +13,7 @@ import time
 
 import torch
 from model_cost import measure
+from torchvision.models import get_model
 
 from diffsal_diffusers.conversion import released_pipeline
 
@@ -77,11 +78,14 @@ def compare_video_encoders() -> None:
     frames = torch.randn(1, 3, 16, 224, 384)
     ends = dict(zip(encoder.stage_ends, encoder.norms, strict=True))
 
+    published = get_model("mvit_v2_s", weights=None).eval()
+    published.load_state_dict(encoder.state_dict(), strict=False)
+
     def by_torchvision():
-        x = encoder.conv_proj(frames)
+        x = published.conv_proj(frames)
         size = tuple(x.shape[2:])
-        x = encoder.pos_encoding(x.flatten(2).transpose(1, 2))
-        for index, block in enumerate(encoder.blocks):
+        x = published.pos_encoding(x.flatten(2).transpose(1, 2))
+        for index, block in enumerate(published.blocks):
             x, size = block(x, size)
             if index in ends:
                 x = ends[index](x)
