@@ -570,7 +570,7 @@ class TestInfoAndLists:
     def test_info_of_the_default_model(self, diffsal):
         run = diffsal("info")
         assert run.code == 0 and run.err == [] and run.out[0] == "tiny: DiffSalPipeline"
-        assert "input: clips of 2 frames, 4 apart, resized to 192x320" in run.out
+        assert "input: clips of 2 frames, 4 apart, resized to 256x416" in run.out
 
     def test_lists(self, diffsal):
         encoders, schedulers = diffsal("encoders"), diffsal("schedulers")

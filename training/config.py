@@ -24,8 +24,9 @@ class ModelConfig:
     """The networks that are trained.
 
     Args:
-        folder: a pipeline's folder to start from, or a name as `tiny`, whose networks stay; else a new pipeline is
-            built from the encoders and the settings below.
+        folder: a pipeline's folder to start from, or a name as `tiny`, whose networks and settings stay, but for
+            `frame_size`, `freeze` and `lora_rank`; else a new pipeline is built from the encoders and the settings
+            below.
         video, audio: names of encoders, see `DiffSalPipeline.from_encoders`. A pipeline from `folder` without an audio
             encoder gets this one; null leaves it without.
         video_config: further settings of the video encoder.

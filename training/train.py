@@ -99,7 +99,7 @@ def create_pipeline(model: ModelConfig) -> DiffSalPipeline:
         model.audio,
         pretrained=model.pretrained,
         audio_pretrained=model.audio_pretrained,
-        frame_size=tuple(model.frame_size or (224, 384)),
+        frame_size=(224, 384) if model.frame_size is None else tuple(model.frame_size),
         num_frames=model.num_frames,
         frame_interval=model.frame_interval,
         num_inference_steps=model.num_inference_steps,

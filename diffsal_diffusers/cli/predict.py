@@ -6,7 +6,7 @@ import os
 import sys
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from itertools import chain
 from pathlib import Path
 
@@ -108,12 +108,13 @@ def keep_memory() -> None:
     """Makes the C library keep the memory of arrays that come and go with every frame.
 
     glibc asks the system for each array of megabytes and gives it back, so that for every frame all pages are new and
-    cleared: a fifth of the time at 1280x720. Other C libraries are left as they are.
+    cleared, which takes longer than much of the work on them. Other C libraries are left as they are.
     """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if mallopt is not None:
-        mallopt(M_MMAP_THRESHOLD, 2**25)  # the most that it takes
-        mallopt(M_TRIM_THRESHOLD, 2**28)
+    if sys.platform == "linux":
+        with suppress(OSError, AttributeError):  # another C library, or none
+            mallopt = ctypes.CDLL(None).mallopt
+            if mallopt(M_MMAP_THRESHOLD, 2**25):  # the most that it takes, where addresses have 64 bits
+                mallopt(M_TRIM_THRESHOLD, 2**28)
 
 
 def plan_outputs(videos: list[str], folder: Path, kinds: list[str]) -> list[dict[str, Path]]:
@@ -167,8 +168,13 @@ def predict_video(pipe: DiffSalPipeline, video: str, paths: dict[str, Path], arg
         frames = iter(source)
 
         def write(writer: FrameWriter, time: float, saliency: np.ndarray) -> None:
-            # The overlay alone looks at the video's frames, and reads them once more.
-            writer.write(time, saliency, next(frames).pixels if isinstance(writer, OverlayWriter) else None)
+            pixels = None
+            if isinstance(writer, OverlayWriter):  # it alone looks at the video's frames, and reads them once more
+                frame = next(frames, None)
+                if frame is None:
+                    raise InputError(f"{video} ended early when it was read again: it has changed meanwhile")
+                pixels = frame.pixels
+            writer.write(time, saliency, pixels)
 
         # Frames are written while the next maps are predicted, each format in a thread of its own.
         threads = [ThreadPoolExecutor(max_workers=1) for _ in writers]
