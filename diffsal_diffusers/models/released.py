@@ -22,7 +22,7 @@ from torch import nn
 
 from ..errors import InputError
 from ..modeling import STRIDES, StrictModelMixin
-from .saliency_unet import SaliencyUNetOutput
+from .saliency_unet import SaliencyUNetOutput, match_maps
 from .upsampling import SummedConvolution, UpsampledConvolution
 
 READ_SLICES = 5  # the temporal convolutions' kernel and stride: of nine slices, the others are left over
@@ -252,7 +252,7 @@ class ReleasedSaliencyUNet(StrictModelMixin, ConfigMixin):
         """What depends on picture and sound only: once a clip, for all denoising steps and all maps of the clip.
 
         Args:
-            height, width: size of the map in pixels; divisible by 32.
+            height, width: size of the map in pixels; multiples of 32 from 64 on.
             video_features: `(b, c, t, h, w)` at strides 4, 8, 16, 32, finest first.
             audio_features: `(b, c, t + 1, h', w')`; h' and w' divide those of the coarsest video feature.
 
@@ -315,27 +315,20 @@ class ReleasedSaliencyUNet(StrictModelMixin, ConfigMixin):
             return_dict: whether to return a [`SaliencyUNetOutput`] instead of a tuple.
 
         Returns:
-            the estimate of the clean map, of the shape of `sample`, in [0, 1].
+            the estimate of the clean map, of the shape of `sample`, in `sample_range`.
 
         Raises:
             InputError: a size or a shape does not fit the config.
         """
-        maps, _, height, width = sample.shape
-        timestep = torch.as_tensor(timestep, device=sample.device).reshape(-1)
-        if len(timestep) not in (1, maps):
-            raise InputError(f"`timestep` must be one number or one for each of the {maps} maps, got {len(timestep)}")
+        height, width = sample.shape[2:]
         if conditions is None:
             conditions = self.encode_conditions(height, width, video_features, audio_features)
         clips, _, *coarsest, _ = conditions.video[0].shape
-        rows, columns = (side * STRIDES[-1] for side in coarsest)
-        if (height, width) != (rows, columns):
-            raise InputError(f"`conditions` are for maps of {rows}x{columns}, got a `sample` of {height}x{width}")
-        if maps % clips:
-            raise InputError(f"the number of maps must be a multiple of the number of clips, {clips}, got {maps}")
-        conditions = conditions.repeat(maps // clips)
+        num_maps, timestep = match_maps(sample, timestep, clips, [side * STRIDES[-1] for side in coarsest])
+        conditions = conditions.repeat(num_maps)
         prediction = conditions.prediction
         if prediction is None:
-            noise = self.noise_encoder(sample, timestep.expand(maps))
+            noise = self.noise_encoder(sample, timestep)
             # At all scales but the finest, the noise is one more slice behind the video's.
             slices = [
                 torch.cat([video, feature.permute(0, 2, 3, 1).unsqueeze(1)], dim=1)
@@ -359,4 +352,5 @@ class ReleasedSaliencyUNet(StrictModelMixin, ConfigMixin):
             outputs.append(out)
         half = (size[0] // 2, size[1] // 2)
         logits = self.conv_out(F.relu(self.conv_head(outputs, half)))
-        return F.interpolate(logits.sigmoid(), size=size, mode="bilinear")
+        low, high = self.config.sample_range
+        return low + (high - low) * F.interpolate(logits.sigmoid(), size=size, mode="bilinear")

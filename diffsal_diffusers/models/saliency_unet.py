@@ -59,6 +59,31 @@ class SaliencyConditions:
         )
 
 
+def match_maps(
+    sample: torch.Tensor, timestep: torch.Tensor | float, clips: int, size: Sequence[int]
+) -> tuple[int, torch.Tensor]:
+    """How many noisy maps each clip has, and the timestep of each map, `(maps,)`.
+
+    Args:
+        sample: `(maps, c, height, width)`.
+        timestep: one number, or one for each map.
+        clips: how many clips the conditions are of.
+        size: height and width of the maps that they are for.
+
+    Raises:
+        InputError: sample, timestep and conditions do not fit together.
+    """
+    maps, _, height, width = sample.shape
+    if [height, width] != list(size):
+        raise InputError(f"`conditions` are for maps of {size[0]}x{size[1]}, got a `sample` of {height}x{width}")
+    if maps % clips:
+        raise InputError(f"the number of maps must be a multiple of the number of clips, {clips}, got {maps}")
+    timestep = torch.as_tensor(timestep, device=sample.device).reshape(-1)
+    if len(timestep) not in (1, maps):
+        raise InputError(f"`timestep` must be one number or one for each of the {maps} maps, got {len(timestep)}")
+    return maps // clips, timestep.expand(maps)
+
+
 def resize_space(x: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     """Bilinear resizing of `(b, c, t, h, w)` in space, slice by slice."""
     x = x.transpose(1, 2)  # b t c h w
@@ -445,22 +470,14 @@ class SaliencyUNet(StrictModelMixin, ConfigMixin, PeftAdapterMixin):
             raise InputError(
                 f"`sample` must be (batch, {self.config.in_channels}, height, width), got {tuple(sample.shape)}"
             )
-        maps, _, height, width = sample.shape
+        height, width = sample.shape[2:]
         if conditions is None:
             conditions = self.encode_conditions(height, width, video_features, audio_features, video_mask, audio_mask)
         clips, _, _, *finest = conditions.video[-1].shape
-        if finest != [height // STRIDES[0], width // STRIDES[0]]:
-            rows, columns = (side * STRIDES[0] for side in finest)
-            raise InputError(f"`conditions` are for maps of {rows}x{columns}, got a `sample` of {height}x{width}")
-        if maps % clips:
-            raise InputError(f"the number of maps must be a multiple of the number of clips, {clips}, got {maps}")
-        conditions = conditions.repeat(maps // clips)
+        num_maps, timestep = match_maps(sample, timestep, clips, [side * STRIDES[0] for side in finest])
+        conditions = conditions.repeat(num_maps)
 
         # 2. Encode the noisy map.
-        timestep = torch.as_tensor(timestep, device=sample.device).reshape(-1)
-        if len(timestep) not in (1, maps):
-            raise InputError(f"`timestep` must be one number or one for each of the {maps} maps, got {len(timestep)}")
-        timestep = timestep.expand(maps)
         noise_features = self.noise_encoder(sample, timestep)  # finest first: b c h w
 
         # 3. Decode, coarse to fine; every stage speaks to the head.
