@@ -244,7 +244,7 @@ class TestWhatIsNotACheckpoint:
 
 
 class TestReleasedPipeline:
-    def test_it_needs_what_it_was_trained_with(self, tmp_path):
+    def test_it_needs_what_it_was_trained_with(self):
         pipe = released_pipeline()
         video, sound = np.zeros((1, 32, 32, 3), np.uint8), (np.zeros(1600, np.float32), 16000)
         for call, message in (

@@ -30,7 +30,8 @@ class ModelConfig:
         video, audio: names of encoders, see `DiffSalPipeline.from_encoders`. A pipeline from `folder` without an audio
             encoder gets this one; null leaves it without.
         video_config: further settings of the video encoder.
-        pretrained, audio_pretrained: their weights: true to download them, or the path of a file.
+        pretrained, audio_pretrained: their weights: true to download them, or the path of a file or of an
+            encoder's folder.
         frame_size: height and width that the networks see; null for those of `folder`, 224x384 of a new pipeline.
             With a `folder`, another size than its own makes the networks go on at that resolution.
         num_frames: frames of a clip; null for the video encoder's own.

@@ -4,7 +4,6 @@ import argparse
 import os
 import shlex
 import textwrap
-from collections.abc import Callable
 from pathlib import Path
 
 from diffusers import DiffusionPipeline, ModelMixin
@@ -32,18 +31,21 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         epilog=EXAMPLES,
     )
     kinds = convert.add_subparsers(dest="kind", required=True, metavar="KIND")
-    diffsal = _add_kind(kinds, "diffsal", run_diffsal, "a checkpoint that the authors of DiffSal released")
+    diffsal = _add_kind(kinds, "diffsal", "a checkpoint that the authors of DiffSal released")
+    diffsal.set_defaults(run=run_diffsal)
     diffsal.add_argument("--video-only", action="store_true", help="it is the network without sound")
-    _add_kind(kinds, "vggish", run_vggish, "the PyTorch port of Google's VGGish (vggish-10086976.pth)")
-    mvit = "mmaction2's MViTv2-S (mvit-small-p244_16x4x1_kinetics400-rgb)"
-    _add_kind(kinds, "mvit_v2_s_mmaction", run_mvit, mvit)
+    for name, convert_file, setting, description in (
+        ("vggish", convert_vggish, "model.audio_pretrained",
+         "the PyTorch port of Google's VGGish (vggish-10086976.pth)"),
+        ("mvit_v2_s_mmaction", convert_mvit_v2_s, "model.pretrained",
+         "mmaction2's MViTv2-S (mvit-small-p244_16x4x1_kinetics400-rgb)"),
+    ):  # fmt: skip
+        encoder = _add_kind(kinds, name, description)
+        encoder.set_defaults(run=run_encoder, convert_file=convert_file, setting=setting)
 
 
-def _add_kind(
-    kinds: argparse._SubParsersAction, name: str, run: Callable[[argparse.Namespace], int], description: str
-) -> argparse.ArgumentParser:
+def _add_kind(kinds: argparse._SubParsersAction, name: str, description: str) -> argparse.ArgumentParser:
     parser = kinds.add_parser(name, help=description, description=f"Converts {description}.")
-    parser.set_defaults(run=run)
     parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="the published file")
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="what is made; must not exist yet")
     return parser
@@ -57,28 +59,11 @@ def run_diffsal(args: argparse.Namespace) -> int:
     return write(pipe, unused, args.folder, f"`diffsal predict VIDEO --model {shlex.quote(name)}` predicts with it")
 
 
-def run_vggish(args: argparse.Namespace) -> int:
-    """`diffsal convert vggish`."""
+def run_encoder(args: argparse.Namespace) -> int:
+    """`diffsal convert` of a backbone."""
     check_folder(args.folder)
-    encoder, unused = convert_vggish(args.checkpoint)
-    return write(
-        encoder,
-        unused,
-        args.folder,
-        '`create_audio_encoder("vggish", pretrained=FOLDER)` and training\'s `model.audio_pretrained=FOLDER` take it',
-    )
-
-
-def run_mvit(args: argparse.Namespace) -> int:
-    """`diffsal convert mvit_v2_s_mmaction`."""
-    check_folder(args.folder)
-    encoder, unused = convert_mvit_v2_s(args.checkpoint)
-    return write(
-        encoder,
-        unused,
-        args.folder,
-        '`create_video_encoder("mvit_v2_s", pretrained=FOLDER)` and training\'s `model.pretrained=FOLDER` take it',
-    )
+    encoder, unused = args.convert_file(args.checkpoint)
+    return write(encoder, unused, args.folder, f"in a training run `{args.setting}` takes it")
 
 
 def check_folder(folder: Path) -> None:
