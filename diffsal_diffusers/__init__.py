@@ -15,6 +15,7 @@ from .encoders import (
     S3DEncoder,
     Swin3DEncoder,
     TimmVideoEncoder,
+    UMTEncoder,
     VGGishEncoder,
     VideoEncoder,
     create_audio_encoder,
@@ -25,7 +26,7 @@ from .encoders import (
     register_video_encoder,
 )
 from .errors import InputError
-from .models import ReleasedSaliencyUNet, SaliencyUNet
+from .models import ReleasedSaliencyUNet, SalFoM, SaliencyUNet
 from .pipelines import DiffSalPipeline, SaliencyPipelineOutput
 from .presets import list_pretrained, load_pipeline, pretrained
 from .processing import SaliencyProcessor
@@ -46,12 +47,14 @@ __all__ = [
     "PerFrameVideoEncoder",
     "ReleasedSaliencyUNet",
     "S3DEncoder",
+    "SalFoM",
     "SaliencyPipelineOutput",
     "SaliencyProcessor",
     "SaliencyUNet",
     "SchedulerMixin",
     "Swin3DEncoder",
     "TimmVideoEncoder",
+    "UMTEncoder",
     "VGGishEncoder",
     "VideoEncoder",
     "create_audio_encoder",

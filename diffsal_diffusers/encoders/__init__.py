@@ -14,6 +14,7 @@ from .registry import (
     register_audio_encoder,
     register_video_encoder,
 )
+from .umt import UMTEncoder
 from .video import MViTv2Encoder, S3DEncoder, Swin3DEncoder, TimmVideoEncoder
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "S3DEncoder",
     "Swin3DEncoder",
     "TimmVideoEncoder",
+    "UMTEncoder",
     "VGGishEncoder",
     "VideoEncoder",
     "create_audio_encoder",

@@ -1,0 +1,106 @@
+"""The weights of SalFoM, and of the video foundation model that it is built on, from their published files."""
+
+from collections.abc import Mapping
+from os import PathLike
+
+import torch
+from torch import nn
+
+from ..encoders import UMTEncoder, create_video_encoder
+from ..encoders.umt import TABLE_GRID, resize_positions
+from ..errors import InputError
+from ..models import SalFoM
+from .checkpoint import Names, Source, read_checkpoint, sources_by_name, take_tensors
+
+UMT_NAMES: Names = (
+    (r"patch_embed\.", "patch_embed.proj."),
+    (r"encoder\.layer\.(\d+)\.layernorm_before\.", r"blocks.\1.norm1."),
+    (r"encoder\.layer\.(\d+)\.layernorm_after\.", r"blocks.\1.norm2."),
+    (r"encoder\.layer\.(\d+)\.attention\.attention\.(?:query|key|value)\.weight", r"blocks.\1.attn.qkv.weight"),
+    (r"encoder\.layer\.(\d+)\.attention\.attention\.query\.bias", r"blocks.\1.attn.q_bias"),
+    (r"encoder\.layer\.(\d+)\.attention\.attention\.value\.bias", r"blocks.\1.attn.v_bias"),
+    (r"encoder\.layer\.(\d+)\.attention\.output\.dense\.", r"blocks.\1.attn.proj."),
+    (r"encoder\.layer\.(\d+)\.intermediate\.dense\.", r"blocks.\1.mlp.fc1."),
+    (r"encoder\.layer\.(\d+)\.output\.dense\.", r"blocks.\1.mlp.fc2."),
+)
+DECODER_NAMES: Names = (
+    *(
+        (rf"tcfe\.stages\.{i}\.{ours}", f"transformer_{i + 1}.{published}")
+        for i in range(3)
+        for ours, published in (
+            (r"blocks\.(\d)\.mlp\.0\.", r"layers.0.blocks.\1.mlp.fc1."),
+            (r"blocks\.(\d)\.mlp\.3\.", r"layers.0.blocks.\1.mlp.fc2."),
+            (r"blocks\.", "layers.0.blocks."),
+            ("", ""),
+        )
+    ),
+    *((rf"dfd\.convs\.{i}\.", f"conv_{i + 1}.") for i in range(6)),
+    *((rf"sfd\.time_convs\.{i}\.", f"conv_t1_{i + 1}.") for i in range(4)),
+    *((rf"sfd\.convs\.{i}\.", f"conv_2D_{i + 1}.") for i in range(9)),
+    *((rf"sfd\.laterals\.0\.{2 * i}\.", f"conv_t2_{i + 1}.") for i in range(3)),
+    *((rf"sfd\.laterals\.1\.{2 * i}\.", f"conv_t3_{i + 1}.") for i in range(2)),
+    *((rf"head\.{i}\.", f"conv_{i + 7}.") for i in range(3)),
+)
+UMT_UNUSED = (r"(fc_)?norm\.(weight|bias)", r"head\.(weight|bias)")
+SALFOM_UNUSED = (
+    *(rf"encoder\.{pattern}" for pattern in UMT_UNUSED),
+    r"transformer_\d\.norm\.(weight|bias)",
+    r"conv_t3_3\.(weight|bias)",
+    r"final_map\.(weight|bias)",
+    r"transformer_\d\.layers\.0\.blocks\.\d\.attn\.relative_position_index",  # follows from the windows' size
+)
+VARIANTS = {768: "umt_b16", 1024: "umt_l16"}
+
+
+def umt_sources(encoder: UMTEncoder, tensors: Mapping[str, torch.Tensor], prefix: str) -> dict[str, Source]:
+    """What an encoder's tensors are made of, of published ones whose names begin with `prefix`."""
+    channels = encoder.config.hidden_size
+    sources = sources_by_name(encoder, [(pattern, prefix + to) for pattern, to in UMT_NAMES] + [("", prefix)])
+    for name in sources:
+        for i, part in enumerate(("query", "key", "value")):  # published as one matrix
+            if name.endswith(f"attention.{part}.weight"):
+                ((published, _),) = sources[name].shapes.items()
+                rows = slice(i * channels, (i + 1) * channels)
+                sources[name] = Source({published: (3 * channels, channels)}, lambda qkv, rows=rows: qkv[rows])
+    # Positions that are not learned may be missing: they are the initial ones. They may be for fewer frames.
+    positions, grid = tensors.get(f"{prefix}pos_embed"), TABLE_GRID[1:]
+    if positions is None:
+        sources["pos_embed"] = Source({}, lambda: encoder.pos_embed.detach())
+    else:
+        tokens = positions.shape[1] if positions.ndim == 3 else 0
+        slices = max(tokens // (grid[0] * grid[1]), 1)
+        shape, size = (1, slices * grid[0] * grid[1], channels), tuple(encoder.pos_embed.shape[:3])
+        sources["pos_embed"] = Source(
+            {f"{prefix}pos_embed": shape},
+            lambda table: resize_positions(table.view(slices, *grid, channels), size),
+        )
+    return sources
+
+
+def decoder_sources(decoder: nn.Module) -> dict[str, Source]:
+    """What the decoder's tensors are made of."""
+    sources = sources_by_name(decoder, DECODER_NAMES)
+    for name, tensor in decoder.state_dict().items():
+        if name.endswith("relative_position_index"):
+            sources[name] = Source({}, lambda tensor=tensor: tensor)
+    return sources
+
+
+def convert_umt(file: str | PathLike) -> tuple[UMTEncoder, list[str]]:
+    """The video encoder from a checkpoint of UnMasked Teacher, ViT-B/16 or ViT-L/16, fine-tuned on Kinetics.
+
+    Returns:
+        the encoder, for 16 frames, and the names of the file's tensors that it has no use for.
+
+    Raises:
+        InputError: the file is damaged, or not that.
+    """
+    tensors = read_checkpoint(file)
+    patch_embed = tensors.get("patch_embed.proj.weight")
+    channels = None if patch_embed is None else patch_embed.shape[0]
+    if channels not in VARIANTS:
+        got = "no `patch_embed.proj.weight`" if channels is None else f"{channels} channels"
+        raise InputError(f"{file}: not the weights of UMT ViT-B/16 or ViT-L/16: it has {got}")
+    encoder = create_video_encoder(VARIANTS[channels]).eval()
+    networks = [(encoder, umt_sources(encoder, tensors, ""))]
+    return encoder, take_tensors(tensors, networks, UMT_UNUSED, file, f"the weights of {VARIANTS[channels]}")
