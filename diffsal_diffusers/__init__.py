@@ -1,4 +1,4 @@
-"""Where do people look in a video with sound? DiffSal as components native to diffusers.
+"""Where do people look in a video with sound? DiffSal and SalFoM as components native to diffusers.
 
 Importing the package is what lets `DiffusionPipeline.from_pretrained` load its pipelines.
 """
@@ -27,7 +27,7 @@ from .encoders import (
 )
 from .errors import InputError
 from .models import ReleasedSaliencyUNet, SalFoM, SaliencyUNet
-from .pipelines import DiffSalPipeline, SaliencyPipelineOutput
+from .pipelines import DiffSalPipeline, SalFoMPipeline, SaliencyPipelineOutput
 from .presets import list_pretrained, load_pipeline, pretrained
 from .processing import SaliencyProcessor
 from .registration import register_with_diffusers
@@ -48,6 +48,7 @@ __all__ = [
     "ReleasedSaliencyUNet",
     "S3DEncoder",
     "SalFoM",
+    "SalFoMPipeline",
     "SaliencyPipelineOutput",
     "SaliencyProcessor",
     "SaliencyUNet",
@@ -68,4 +69,4 @@ __all__ = [
     "register_video_encoder",
 ]
 
-register_with_diffusers(DiffSalPipeline)
+register_with_diffusers(DiffSalPipeline, SalFoMPipeline)

@@ -8,7 +8,7 @@ import torch
 from diffusers import DiffusionPipeline
 
 from .errors import InputError
-from .pipelines import DiffSalPipeline
+from .pipelines import DiffSalPipeline, SalFoMPipeline, SaliencyPipeline
 
 
 def _light() -> DiffSalPipeline:
@@ -27,7 +27,12 @@ def _paper() -> DiffSalPipeline:
 
 
 PRETRAINED_MODELS = Path(__file__).parent / "pretrained_models"
-UNTRAINED_MODELS: dict[str, Callable[[], DiffSalPipeline]] = {"untrained-light": _light, "untrained-paper": _paper}
+UNTRAINED_MODELS: dict[str, Callable[[], SaliencyPipeline]] = {
+    "untrained-light": _light,
+    "untrained-paper": _paper,
+    "untrained-salfom": SalFoMPipeline.from_encoder,
+}
+PIPELINES = (DiffSalPipeline.__name__, SalFoMPipeline.__name__)
 DEFAULT_MODEL = "tiny"
 
 
@@ -55,13 +60,14 @@ def list_models() -> list[str]:
     return [*list_pretrained(), *UNTRAINED_MODELS]
 
 
-def load_pipeline(model: str | Path = DEFAULT_MODEL, seed: int = 0) -> DiffSalPipeline:
+def load_pipeline(model: str | Path = DEFAULT_MODEL, seed: int = 0) -> SaliencyPipeline:
     """A pipeline by name or from a folder.
 
     Args:
         model: `"tiny"` (trained, see its model card in [`pretrained`]'s folder), `"untrained-light"` (a light image
-            backbone and a small U-Net), `"untrained-paper"` (the paper's networks), or a folder that `save_pretrained`
-            wrote. A folder that is called like one of these is given as a `Path`, or as `./tiny`.
+            backbone and a small U-Net), `"untrained-paper"` and `"untrained-salfom"` (the networks of the two papers),
+            or a folder that `save_pretrained` wrote. A folder that is called like one of these is given as a `Path`,
+            or as `./tiny`.
         seed: of the untrained models' weights.
 
     Raises:
@@ -76,7 +82,7 @@ def load_pipeline(model: str | Path = DEFAULT_MODEL, seed: int = 0) -> DiffSalPi
     return _load_folder(Path(model))
 
 
-def _load_folder(folder: Path) -> DiffSalPipeline:
+def _load_folder(folder: Path) -> SaliencyPipeline:
     if not folder.is_dir():
         raise InputError(
             f"there is no model {str(folder)!r}; give a model's folder or one of {', '.join(list_models())}"
@@ -89,9 +95,9 @@ def _load_folder(folder: Path) -> DiffSalPipeline:
             f"{folder} is not a model's folder: it needs a model_index.json with a `_class_name`, which "
             "`save_pretrained` writes"
         ) from error
-    if class_name != DiffSalPipeline.__name__:
+    if class_name not in PIPELINES:
         raise InputError(
-            f"{folder / 'model_index.json'}: `_class_name` must be {DiffSalPipeline.__name__}, got {class_name!r}"
+            f"{folder / 'model_index.json'}: `_class_name` must be one of {', '.join(PIPELINES)}, got {class_name!r}"
         )
     # An optional component that the model is without is declared as [null, null].
     for name, kind in index.items():

@@ -22,6 +22,7 @@ from .media.log_mel import (
 RELEASED_BUFFER = 35_280  # samples that the release's front end works on
 RELEASED_SLICES = 15  # slices that it has room for
 AUDIO_ALIGNMENTS = ("clip", "released")
+CLIP_STARTS = ("repeat", "mirror")
 
 
 class SaliencyProcessor(ConfigMixin):
@@ -32,8 +33,11 @@ class SaliencyProcessor(ConfigMixin):
         num_frames: frames in a clip.
         frame_interval: frames of the video from one frame of a clip to the next; 1 for neighbours.
         target_frame: place in the clip, from 0, of the frame that the map is for.
+        clip_start: what stands before the video's first frame. `"repeat"`: that frame. `"mirror"`, for clips that end
+            with their target: clips that would begin before it run backwards instead, from the frames after the
+            target to it, as is the field's custom (TASED-Net, arXiv 1908.05786); no sound goes with them.
         image_mean, image_std: normalisation of RGB values in [0, 1].
-        audio_slices: log-mel slices of a clip.
+        audio_slices: log-mel slices of a clip; 0 for a network that does not listen.
         audio_size: height (time) and width (mel bands) that each 64x64 log-mel slice is resized to.
         audio_alignment: `"clip"` spreads the slices evenly over the clip; `"released"` is the front end that the
             authors' weights were trained with: the clip's sound in the middle of 2.2 s of silence, a slice every
@@ -49,6 +53,7 @@ class SaliencyProcessor(ConfigMixin):
         num_frames: int = 16,
         frame_interval: int = 1,
         target_frame: int = 8,
+        clip_start: str = "repeat",
         image_mean: tuple[float, float, float] = (0.45, 0.45, 0.45),
         image_std: tuple[float, float, float] = (0.225, 0.225, 0.225),
         audio_slices: int = 9,
@@ -59,6 +64,13 @@ class SaliencyProcessor(ConfigMixin):
             raise InputError(f"`frame_size` must be two positive multiples of 32, got {tuple(frame_size)}")
         if not 0 <= target_frame < num_frames:
             raise InputError(f"`target_frame` must be from 0 to {num_frames - 1}, got {target_frame}")
+        if clip_start not in CLIP_STARTS:
+            raise InputError(f"`clip_start` must be one of {', '.join(CLIP_STARTS)}, got {clip_start!r}")
+        if clip_start == "mirror" and (target_frame != num_frames - 1 or audio_slices):
+            raise InputError(
+                f"`clip_start` = 'mirror' needs the last frame as `target_frame`, {num_frames - 1}, and no "
+                f"`audio_slices`, got {target_frame} and {audio_slices}"
+            )
         if frame_interval < 1:
             raise InputError(f"`frame_interval` must be at least 1, got {frame_interval}")
         if len(image_mean) != 3 or len(image_std) != 3 or min(image_std) <= 0:
@@ -66,9 +78,9 @@ class SaliencyProcessor(ConfigMixin):
                 f"`image_mean` and `image_std` must be three numbers each, the latter positive, "
                 f"got {tuple(image_mean)} and {tuple(image_std)}"
             )
-        if audio_slices < 1 or len(audio_size) != 2 or min(audio_size) < 1:
+        if audio_slices < 0 or len(audio_size) != 2 or min(audio_size) < 1:
             raise InputError(
-                f"`audio_slices` and the two numbers of `audio_size` must be positive, "
+                f"`audio_slices` must be at least 0 and the two numbers of `audio_size` positive, "
                 f"got {audio_slices} and {tuple(audio_size)}"
             )
         if audio_alignment not in AUDIO_ALIGNMENTS:
@@ -88,6 +100,17 @@ class SaliencyProcessor(ConfigMixin):
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs) -> "SaliencyProcessor":
         """Reads what `save_pretrained` wrote."""
         return cls.from_config(cls.load_config(pretrained_model_name_or_path, **kwargs))
+
+    @property
+    def clip_settings(self) -> dict[str, int | bool]:
+        """How clips are taken from a video: arguments of [`~media.windows.clip_indices`]."""
+        config = self.config
+        return {
+            "num_frames": config.num_frames,
+            "target_frame": config.target_frame,
+            "interval": config.frame_interval,
+            "mirrored": config.clip_start == "mirror",
+        }
 
     def preprocess_frame(self, pixels: np.ndarray) -> torch.Tensor:
         """One frame `(h, w, 3)`, uint8 RGB, resized: `(3, height, width)`, uint8, so that a stream's frames are
@@ -113,7 +136,12 @@ class SaliencyProcessor(ConfigMixin):
 
         Returns:
             `(b, 1, t, height, width)`, t = `audio_slices`, of `audio_size`.
+
+        Raises:
+            InputError: the network does not listen.
         """
+        if self.config.audio_slices == 0:
+            raise InputError("this processor reads no sound: its `audio_slices` are 0")
         if self.config.audio_alignment == "released":
             slices = self._released_slices(sound, clip_times)
         else:

@@ -1,40 +1,29 @@
 """The DiffSal pipeline: a video with sound in, a saliency map for every frame out."""
 
 import inspect
-import math
 import os
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
-from itertools import islice
-from numbers import Integral, Real
+from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import torch
-import torch.nn.functional as F
-from diffusers import DiffusionPipeline, SchedulerMixin
-from diffusers.utils import logging
+from diffusers import SchedulerMixin
 from diffusers.utils.torch_utils import randn_tensor
-from PIL import Image
 
 from ..encoders import AudioEncoder, PerFrameVideoEncoder, VideoEncoder, create_audio_encoder, create_video_encoder
 from ..errors import InputError
-from ..media.audio import AudioSource, open_audio
-from ..media.video import DEFAULT_FPS, find_sound, open_video
-from ..media.windows import ClipWindow, clip_windows
+from ..media.audio import AudioSource
+from ..media.video import find_sound
+from ..media.windows import ClipWindow
 from ..modeling import STRIDES
 from ..models import ReleasedConditions, ReleasedSaliencyUNet, SaliencyConditions, SaliencyUNet
 from ..processing import SaliencyProcessor
 from ..schedulers import check_num_steps, check_scheduler, create_scheduler
-from .pipeline_output import SaliencyPipelineOutput
+from .pipeline_saliency import ClipPredictor, SaliencyPipeline, check_finite, check_positive_integer
 
-logger = logging.get_logger(__name__)
-
-OUTPUT_TYPES = ("np", "pt", "pil")
 NEEDS_SOUND = "the released network needs it; for videos without, convert the release's video-only checkpoint"
 
 
-class DiffSalPipeline(DiffusionPipeline):
+class DiffSalPipeline(SaliencyPipeline):
     """Audio-visual saliency prediction by conditional diffusion: DiffSal (arXiv 2403.01226).
 
     This model inherits from [`DiffusionPipeline`]: see there for loading, saving and moving between devices.
@@ -149,386 +138,106 @@ class DiffSalPipeline(DiffusionPipeline):
             default_frame_stride=frame_stride,
         )
 
-    def check_inputs(
+    def check_denoising(
         self,
-        video: Any,
-        audio: Any,
-        height: int | None,
-        width: int | None,
-        num_inference_steps: int,
-        frame_stride: int,
-        batch_size: int,
-        ensemble_size: int,
-        output_uncertainty: bool,
-        audio_guidance_scale: float,
-        generator: torch.Generator | None,
-        output_type: str,
-        fps: float | None,
-        callback_on_step_end_tensor_inputs: list[str],
+        num_inference_steps: int | None = None,
+        ensemble_size: int = 1,
+        output_uncertainty: bool = False,
+        audio_guidance_scale: float = 1.0,
+        independent_noise: bool = False,
+        callback_on_step_end: Callable | None = None,
+        callback_on_step_end_tensor_inputs: list[str] = (),
     ) -> None:
-        """Refuses arguments that cannot be right before any work is done.
-
-        Raises:
-            InputError: names the argument, the value got and the values allowed.
-        """
         check_scheduler(self.scheduler)
-        for name, value in (
-            ("num_inference_steps", num_inference_steps),
-            ("frame_stride", frame_stride),
-            ("batch_size", batch_size),
-            ("ensemble_size", ensemble_size),
-        ):
-            if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
-                raise InputError(f"`{name}` must be a positive integer, got {value!r}")
-        for name, value in (("audio_guidance_scale", audio_guidance_scale), ("fps", 1.0 if fps is None else fps)):
-            if not isinstance(value, Real) or isinstance(value, bool) or not math.isfinite(value):
-                raise InputError(f"`{name}` must be a finite number, got {value!r}")
+        if num_inference_steps is None:
+            num_inference_steps = self.config.default_num_inference_steps
+        for name, value in (("num_inference_steps", num_inference_steps), ("ensemble_size", ensemble_size)):
+            check_positive_integer(name, value)
+        check_finite("audio_guidance_scale", audio_guidance_scale)
         check_num_steps(self.scheduler, num_inference_steps)
+        if audio_guidance_scale != 1.0 and isinstance(self.unet, ReleasedSaliencyUNet):
+            raise InputError("`audio_guidance_scale` must be 1 for the released network, which knows no silence")
         if output_uncertainty and ensemble_size == 1:
             raise InputError("`output_uncertainty=True` needs an `ensemble_size` of at least 2, got 1")
-        if output_type not in OUTPUT_TYPES:
-            raise InputError(f"`output_type` must be one of {', '.join(OUTPUT_TYPES)}, got {output_type!r}")
-        if generator is not None and not isinstance(generator, torch.Generator):
-            raise InputError(f"`generator` must be a torch.Generator, got {type(generator).__name__}")
-        unknown = set(callback_on_step_end_tensor_inputs or ()) - set(self._callback_tensor_inputs)
+        unknown = set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs)
         if unknown:
             raise InputError(
                 f"`callback_on_step_end_tensor_inputs` may name {', '.join(self._callback_tensor_inputs)}, "
                 f"got {sorted(unknown)[0]!r}"
             )
-        if audio is True:
-            raise InputError("`audio` must be a path, a (waveform, rate) pair, None (the video's own) or False (none)")
-        if audio is not None and audio is not False and self.audio_encoder is None:
+
+    def check_inputs(self, video: Any, audio: Any, *others) -> None:
+        super().check_inputs(video, audio, *others)
+        if video is not None and self.video_encoder is None:
             raise InputError(
-                "`audio` was given, but this pipeline has no audio encoder; pass `audio=False` or nothing"
+                "this pipeline has no video encoder; pass `video=None` with `audio`, `height` and `width`"
             )
-        if audio_guidance_scale != 1.0 and (self.audio_encoder is None or audio is False):
-            raise InputError(f"`audio_guidance_scale` = {audio_guidance_scale} needs sound and an audio encoder")
-        if audio_guidance_scale != 1.0 and video is None:
-            raise InputError(f"`audio_guidance_scale` = {audio_guidance_scale} needs a picture to guide away from")
         if isinstance(self.unet, ReleasedSaliencyUNet):
             # One network, one kind of input: none of its modalities was ever dropped in its training.
             if video is None:
                 raise InputError("the released network needs a picture; `video=None` is for networks of this package")
             if audio is False and self.audio_encoder is not None:
                 raise InputError(f"{NEEDS_SOUND}; predict with its sound")
-            if audio_guidance_scale != 1.0:
-                raise InputError("`audio_guidance_scale` must be 1 for the released network, which knows no silence")
-        if video is None:
-            if self.audio_encoder is None or audio is None or audio is False:
-                raise InputError(
-                    "`video=None` asks for prediction from sound alone: `audio` and an audio encoder are needed"
-                )
-            for name, value in (("height", height), ("width", width)):
-                if not isinstance(value, Integral) or value < 1:
-                    raise InputError(f"`video=None` needs the maps' `{name}` in pixels, got {value!r}")
-        else:
-            if self.video_encoder is None:
-                raise InputError(
-                    "this pipeline has no video encoder; pass `video=None` with `audio`, `height` and `width`"
-                )
-            if height is not None or width is not None:
-                raise InputError("`height` and `width` are for `video=None`; otherwise the video has its own size")
 
-    @torch.no_grad()
-    def __call__(
+    def clip_predictor(
         self,
-        video: Any = None,
-        audio: Any = None,
-        num_inference_steps: int | None = None,
-        frame_stride: int | None = None,
-        batch_size: int = 4,
-        ensemble_size: int = 1,
-        output_uncertainty: bool = False,
-        audio_guidance_scale: float = 1.0,
-        independent_noise: bool = False,
-        generator: torch.Generator | None = None,
-        output_type: str = "np",
-        match_input_resolution: bool = True,
-        fps: float | None = None,
-        start: float = 0.0,
-        duration: float | None = None,
-        height: int | None = None,
-        width: int | None = None,
-        callback_on_step_end: Callable | None = None,
-        callback_on_step_end_tensor_inputs: list[str] = ("sample",),
-        return_dict: bool = True,
-    ) -> SaliencyPipelineOutput | tuple:
-        """Predicts a saliency map for every frame of a video.
-
-        All maps are held in memory; for a long video use [`~DiffSalPipeline.stream`].
-
-        Args:
-            video: a path of a video file or of a folder of frames; a list of PIL images; an array
-                `(frames, height, width, 3)` or a tensor `(frames, 3, height, width)`, uint8 or float in [0, 1]. `None`
-                predicts from sound alone.
-            audio: a path, or a pair of a waveform (`(samples,)` or `(channels, samples)`, float in [-1, 1] or int16)
-                and its rate in Hz; `None` takes the video's own sound, where there is one; `False` ignores it.
-            num_inference_steps: denoising steps; `None` takes the model's default.
-            frame_stride: a map is predicted for every so many frames, and those between are interpolated in time;
-                `None` takes the model's default.
-            batch_size: clips denoised together.
-            ensemble_size: noise maps denoised for each frame; their mean is the saliency map.
-            output_uncertainty: also return the standard deviation over the ensemble, pixel by pixel.
-            audio_guidance_scale: classifier-free guidance on the sound: 0 ignores it, 1 takes it as it is, more
-                strengthens what it changes.
-            independent_noise: draw a noise map for every frame. By default all frames start from the same one, so that
-                the maps do not flicker.
-            generator: of the noise. The same seed gives the same maps, whatever the batch size and whether streamed.
-            output_type: `"np"`, `"pt"` or `"pil"`.
-            match_input_resolution: resize the maps to the frames' size; otherwise they have the processor's.
-            fps: frame rate of frames that have no times of their own, 25 by default; also of the maps of `video=None`.
-            start, duration: the part of the media to predict, in seconds. For `video=None`, maps go on to the end of
-                `duration`, in silence where the sound ends before.
-            height, width: size of the maps for `video=None`.
-            callback_on_step_end: called after each step as `callback(pipe, step, timestep, tensors)`; may return a
-                dictionary with another `"sample"` for the next step or, at the last one, another `"prediction"`.
-            callback_on_step_end_tensor_inputs: what the callback gets: `"sample"` (the state), `"prediction"` (the
-                estimate of the clean map).
-            return_dict: whether to return a [`SaliencyPipelineOutput`] instead of a tuple.
-
-        Returns:
-            [`SaliencyPipelineOutput`], or the tuple (saliency, uncertainty).
-
-        Raises:
-            InputError: an argument or a file is wrong; the message says which, and what would be right.
-
-        Examples:
-
-        ```py
-        >>> import diffsal_diffusers
-        >>> from diffusers import DiffusionPipeline
-
-        >>> pipe = DiffusionPipeline.from_pretrained(diffsal_diffusers.pretrained("tiny"))
-        >>> saliency = pipe("clip.mp4", generator=torch.Generator().manual_seed(0)).saliency
-        ```
-        """
-        stream = self.stream(
-            video,
-            audio,
-            num_inference_steps=num_inference_steps,
-            frame_stride=frame_stride,
-            batch_size=batch_size,
-            ensemble_size=ensemble_size,
-            output_uncertainty=output_uncertainty,
-            audio_guidance_scale=audio_guidance_scale,
-            independent_noise=independent_noise,
-            generator=generator,
-            output_type=output_type,
-            match_input_resolution=match_input_resolution,
-            fps=fps,
-            start=start,
-            duration=duration,
-            height=height,
-            width=width,
-            callback_on_step_end=callback_on_step_end,
-            callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
-        )
-        times, saliency, *uncertainty = zip(*stream, strict=True)
-        gather = {"np": np.stack, "pt": torch.stack, "pil": list}[output_type]
-        saliency = gather(saliency)
-        uncertainty = gather(uncertainty[0]) if uncertainty else None
-        if not return_dict:
-            return saliency, uncertainty
-        return SaliencyPipelineOutput(saliency=saliency, uncertainty=uncertainty, times=np.array(times))
-
-    def stream(
-        self,
-        video: Any = None,
-        audio: Any = None,
-        num_inference_steps: int | None = None,
-        frame_stride: int | None = None,
-        batch_size: int = 4,
-        ensemble_size: int = 1,
-        output_uncertainty: bool = False,
-        audio_guidance_scale: float = 1.0,
-        independent_noise: bool = False,
-        generator: torch.Generator | None = None,
-        output_type: str = "np",
-        match_input_resolution: bool = True,
-        fps: float | None = None,
-        start: float = 0.0,
-        duration: float | None = None,
-        height: int | None = None,
-        width: int | None = None,
-        callback_on_step_end: Callable | None = None,
-        callback_on_step_end_tensor_inputs: list[str] = ("sample",),
-    ) -> Iterator[tuple]:
-        """Like calling the pipeline, but yields (time, map) for one frame after another, while the video is read.
-
-        Memory does not grow with the video's length. Arguments are those of [`~DiffSalPipeline.__call__`].
-
-        Yields:
-            the frame's presentation time in seconds and its map `(height, width)`, of `output_type`; with
-            `output_uncertainty`, the uncertainty map as a third item.
-
-        Raises:
-            InputError: at once for wrong arguments and files that cannot be opened; later for damage found on the way.
-        """
-        # 1. Check the arguments.
-        if num_inference_steps is None:
-            num_inference_steps = self.config.default_num_inference_steps
-        if frame_stride is None:
-            frame_stride = self.config.default_frame_stride
-        self.check_inputs(
-            video,
-            audio,
-            height,
-            width,
-            num_inference_steps,
-            frame_stride,
-            batch_size,
-            ensemble_size,
-            output_uncertainty,
-            audio_guidance_scale,
-            generator,
-            output_type,
-            fps,
-            callback_on_step_end_tensor_inputs,
-        )
-
-        # 2. Open the media.
-        with ExitStack() as opened:
-            source = None
-            if video is not None:
-                source = opened.enter_context(open_video(video, fps=fps, start=start, duration=duration))
-            sound = self.open_sound(video, audio)
-            if sound is not None:
-                opened.enter_context(sound)
-            elif audio_guidance_scale != 1.0:
-                raise InputError(f"`audio_guidance_scale` = {audio_guidance_scale} needs sound, and there is none")
-            if source is None:
-                size = (height, width)
-                frames, num_frames = self.sound_times(sound, fps, start, duration)
-            else:
-                size = (source.info.height, source.info.width)
-                frames = ((frame.time, self.processor.preprocess_frame(frame.pixels)) for frame in source)
-                num_frames = source.info.num_frames
-            media = opened.pop_all()
-
-        # 3. One seed for the whole video: every map draws its noise from a generator of its own.
-        seed = int(
-            torch.randint(2**62, (), generator=generator, device="cpu" if generator is None else generator.device)
-        )
-
-        config = self.processor.config
-        windows = clip_windows(frames, config.num_frames, config.target_frame, frame_stride, config.frame_interval)
-        return self._stream(
-            media,
-            windows,
-            sound,
-            num_frames=num_frames,
-            size=size if match_input_resolution else None,
-            seed=seed,
-            num_inference_steps=num_inference_steps,
-            batch_size=batch_size,
-            ensemble_size=ensemble_size,
-            output_uncertainty=output_uncertainty,
-            audio_guidance_scale=audio_guidance_scale,
-            independent_noise=independent_noise,
-            output_type=output_type,
-            callback=callback_on_step_end,
-            callback_tensors=callback_on_step_end_tensor_inputs or (),
-        )
-
-    @torch.no_grad()
-    def _stream(
-        self,
-        media: ExitStack,
-        windows: Iterator[ClipWindow],
         sound: AudioSource | None,
-        *,
-        num_frames: int | None,
-        size: tuple[int, int] | None,
-        seed: int,
-        num_inference_steps: int,
-        batch_size: int,
+        generator: torch.Generator | None,
+        num_inference_steps: int | None,
         ensemble_size: int,
         output_uncertainty: bool,
         audio_guidance_scale: float,
         independent_noise: bool,
-        output_type: str,
-        callback: Callable | None,
-        callback_tensors: list[str],
-    ) -> Iterator[tuple]:
+        callback_on_step_end: Callable | None,
+        callback_on_step_end_tensor_inputs: list[str],
+    ) -> ClipPredictor:
+        """What predicts the clips of one video, in their order: by encoding them and by denoising (algorithm 2)."""
+        # 1. One seed for the whole video: every map draws its noise from a generator of its own.
+        device = "cpu" if generator is None else generator.device
+        seed = int(torch.randint(2**62, (), generator=generator, device=device))
+        steps = self.config.default_num_inference_steps if num_inference_steps is None else num_inference_steps
         frame_cache: dict[int, list[torch.Tensor]] = {}
-        last_time, last_maps = None, None
-        total = float("inf") if num_frames is None else num_frames
-        with media, self.progress_bar(total=total) as progress, ExitStack() as offloading:
-            offloading.callback(self.maybe_free_model_hooks)
-            while batch := list(islice(windows, batch_size)):
-                # 4. Encode: once a clip, for all steps and all maps of the ensemble.
-                video_features = self.encode_video(batch, frame_cache)
-                audio_features = self.encode_audio(batch, sound)
-                height, width = self.processor.config.frame_size
-                conditions = self.unet.encode_conditions(height, width, video_features, audio_features)
-                without_sound = None
-                if audio_guidance_scale != 1.0 and audio_features is not None:
-                    without_sound = self.unet.encode_conditions(height, width, video_features, None)
 
-                # 5. Denoise.
-                generators = [
-                    torch.Generator().manual_seed(
-                        seed + member + (window.target.index * ensemble_size if independent_noise else 0)
-                    )
-                    for window in batch
-                    for member in range(ensemble_size)
-                ]
-                maps = self.denoise(
-                    conditions,
-                    generators,
-                    num_inference_steps,
-                    without_sound=without_sound,
-                    audio_guidance_scale=audio_guidance_scale,
-                    callback=callback,
-                    callback_tensors=callback_tensors,
-                )  # b*e 1 h w
+        def predict(windows: list[ClipWindow]) -> list[torch.Tensor]:
+            # 2. Encode: once a clip, for all steps and all maps of the ensemble.
+            video_features = self.encode_video(windows, frame_cache)
+            audio_features = self.encode_audio(windows, sound)
+            height, width = self.processor.config.frame_size
+            conditions = self.unet.encode_conditions(height, width, video_features, audio_features)
+            without_sound = None
+            if audio_guidance_scale != 1.0 and audio_features is not None:
+                without_sound = self.unet.encode_conditions(height, width, video_features, None)
 
-                # 6. Reduce the ensemble, fill in the frames between, give out.
-                maps = maps.unflatten(0, (len(batch), ensemble_size)).squeeze(2)  # b e h w
-                results = [maps.mean(dim=1)]
-                if output_uncertainty:
-                    results.append(maps.std(dim=1))
-                for window, *current in zip(batch, *results, strict=True):
-                    for time in window.times:
-                        between = current
-                        if last_maps is not None and window.target.time > last_time:
-                            weight = (time - last_time) / (window.target.time - last_time)
-                            between = [torch.lerp(a, b, weight) for a, b in zip(last_maps, current, strict=True)]
-                        yield (time, *(self.postprocess(m, size, output_type) for m in between))
-                        progress.update()
-                    last_time, last_maps = window.target.time, current
+            # 3. Denoise.
+            generators = [
+                torch.Generator().manual_seed(
+                    seed + member + (window.target.index * ensemble_size if independent_noise else 0)
+                )
+                for window in windows
+                for member in range(ensemble_size)
+            ]
+            maps = self.denoise(
+                conditions,
+                generators,
+                steps,
+                without_sound=without_sound,
+                audio_guidance_scale=audio_guidance_scale,
+                callback=callback_on_step_end,
+                callback_tensors=callback_on_step_end_tensor_inputs,
+            )  # b*e 1 h w
+
+            # 4. Reduce the ensemble.
+            maps = maps.unflatten(0, (len(windows), ensemble_size)).squeeze(2)  # b e h w
+            return [maps.mean(dim=1), maps.std(dim=1)] if output_uncertainty else [maps.mean(dim=1)]
+
+        return predict
 
     def open_sound(self, video: Any, audio: Any) -> AudioSource | None:
-        """The sound that goes with a call's `video` and `audio`, or `None` where there is none to listen to."""
-        if audio is False or self.audio_encoder is None:
-            return None
-        if audio is not None:
-            return open_audio(audio)
-        path = find_sound(video)
-        if path is None:
-            if isinstance(self.unet, ReleasedSaliencyUNet):
+        if isinstance(self.unet, ReleasedSaliencyUNet) and self.audio_encoder is not None and audio is None:
+            if find_sound(video) is None:
                 name = video if isinstance(video, (str, os.PathLike)) else "the video"
                 raise InputError(f"{name} has no sound; {NEEDS_SOUND}")
-            if isinstance(video, (str, os.PathLike)):
-                logger.warning(f"{video} has no sound: predicting from the picture alone")
-            return None
-        return open_audio(path)
-
-    def sound_times(
-        self, sound: AudioSource, fps: float | None, start: float, duration: float | None
-    ) -> tuple[Iterator[tuple[float, None]], int]:
-        """Times in seconds of the maps for sound without a picture, as frames without content, and their number."""
-        fps = DEFAULT_FPS if fps is None else fps
-        if not 0 < fps <= 1000:
-            raise InputError(f"`fps` must be above 0, at most 1000, got {fps}")
-        if not 0 <= start <= 1e9 or (duration is not None and not 0 < duration <= 1e9):
-            raise InputError(f"`start` must be 0 or more and `duration` above 0, got {start} and {duration}")
-        end = sound.end() if duration is None else start + duration
-        count = round((end - start) * fps)
-        if count < 1 or start >= sound.end():
-            raise InputError(f"the sound ends at {sound.end():.2f} s: nothing is left from `start` = {start} on")
-        return ((start + i / fps, None) for i in range(count)), count
+        return super().open_sound(video, audio)
 
     def encode_video(
         self, windows: list[ClipWindow], frame_cache: dict[int, list[torch.Tensor]]
@@ -541,22 +250,16 @@ class DiffSalPipeline(DiffusionPipeline):
         """
         if windows[0].target.content is None:
             return None
-        encoder, device = self.video_encoder, self._execution_device
+        encoder = self.video_encoder
+        if not isinstance(encoder, PerFrameVideoEncoder):
+            return encoder(self.stack_clips(windows, encoder.dtype)).features
+
         frames = {frame.index: frame.content for window in windows for frame in window.frames}
-        per_frame = isinstance(encoder, PerFrameVideoEncoder)
-        wanted = [index for index in frames if not (per_frame and index in frame_cache)]
-        place = {index: i for i, index in enumerate(wanted)}
-        if wanted:
-            pixels = torch.stack([frames[index] for index in wanted]).to(device)
-            pixels = self.processor.normalize(pixels).to(encoder.dtype)  # n 3 h w
-
-        if not per_frame:
-            clips = torch.stack([pixels[[place[f.index] for f in window.frames]] for window in windows])  # b t 3 h w
-            return encoder(clips.transpose(1, 2)).features
-
+        wanted = [index for index in frames if index not in frame_cache]
         for chunk in range(0, len(wanted), len(windows) * 4):
             indices = wanted[chunk : chunk + len(windows) * 4]
-            features = encoder.encode_frames(pixels[chunk : chunk + len(indices)])
+            pixels = torch.stack([frames[index] for index in indices]).to(self._execution_device)
+            features = encoder.encode_frames(self.processor.normalize(pixels).to(encoder.dtype))
             for i, index in enumerate(indices):
                 frame_cache[index] = [feature[i] for feature in features]  # c h w
         clips = [
@@ -624,16 +327,3 @@ class DiffSalPipeline(DiffusionPipeline):
         # At the end of the schedule the state is the estimate of the clean map. The estimate itself also is where a
         # number of steps that does not divide the schedule leaves DDIM a little short of the end.
         return ((prediction - low) / (high - low)).clamp(0, 1)
-
-    def postprocess(
-        self, saliency: torch.Tensor, size: tuple[int, int] | None, output_type: str
-    ) -> np.ndarray | torch.Tensor | Image.Image:
-        """One map `(h, w)` in [0, 1], resized to `size` where given, as float32 array or tensor or 16-bit image."""
-        if size is not None:
-            saliency = F.interpolate(saliency[None, None], size=size, mode="bilinear", antialias=True)[0, 0]
-        if output_type == "pt":
-            return saliency
-        saliency = saliency.cpu().numpy()
-        if output_type == "np":
-            return saliency
-        return Image.fromarray((saliency * 65535).round().astype(np.uint16))

@@ -140,7 +140,7 @@ class TestReleasedNumbers:
         file, folder = save(tmp_path / "video.pth", drawn(True, seed=1)), tmp_path / "folder"
         assert main(["convert", "diffsal", str(file), str(folder), "--video-only"]) == 0
         out = capfd.readouterr().out
-        assert "left out, since the network has no use for them:" in out and "decoder_net.conv_in.weight" in out
+        assert "left out, since the network has no use for them, " in out and "decoder_net.conv_in.weight" in out
         assert f"diffsal predict VIDEO --model {folder}" in out
         pipe = DiffusionPipeline.from_pretrained(folder)
         assert (pipe.scheduler.config.timestep_spacing, pipe.config.default_num_inference_steps) == ("leading", 4)

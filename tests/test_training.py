@@ -301,7 +301,7 @@ class TestOwnEstimates:
     def losses(self, **settings):
         config = build_config({"output": "x", "data": [{"name": "synthetic"}], "self_aligned": 1.0, **settings})
         pipe = tiny_pipeline(num_frames=2)
-        module, scheduler = DiffSalTraining(pipe, create_scheduler(), config).train(), create_scheduler()
+        module, scheduler = DiffSalTraining(pipe, config, create_scheduler()).train(), create_scheduler()
         g = torch.Generator().manual_seed(0)
         saliency = torch.rand(2, 1, 64, 96, generator=g)
         batch = {

@@ -15,8 +15,8 @@ from torch.distributed.checkpoint import CheckpointException
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from ..errors import InputError
-from ..pipelines import DiffSalPipeline
-from .module import DiffSalTraining
+from ..pipelines import DiffSalPipeline, SaliencyPipeline
+from .module import SaliencyTraining
 
 STATE = "training_state"
 ADAPTER = "unet_lora"
@@ -60,7 +60,7 @@ class Checkpoints:
     def save(
         self,
         accelerator: Accelerator,
-        pipe: DiffSalPipeline,
+        pipe: SaliencyPipeline,
         ema: EMAModel | None,
         progress: dict[str, object],
     ) -> Path:
@@ -96,7 +96,7 @@ class Checkpoints:
     def save_best(
         self,
         accelerator: Accelerator,
-        pipe: DiffSalPipeline,
+        pipe: SaliencyPipeline,
         scores: dict[str, float],
     ) -> None:
         """Writes the pipeline alone into `best`, with what it scored.
@@ -190,7 +190,7 @@ def whole(tensor: torch.Tensor) -> torch.Tensor:
 
 @torch.no_grad()
 def copy_weights(
-    module: DiffSalTraining, ema: EMAModel | None, trained: Sequence[torch.nn.Parameter], pipe: DiffSalPipeline
+    module: SaliencyTraining, ema: EMAModel | None, trained: Sequence[torch.nn.Parameter], pipe: SaliencyPipeline
 ) -> None:
     """Copies the weights into a pipeline, averaged where there are averages. All processes must call this.
 
@@ -208,9 +208,9 @@ def copy_weights(
             copied.copy_(buffer)
 
 
-def save_pipeline(pipe: DiffSalPipeline, folder: Path) -> None:
+def save_pipeline(pipe: SaliencyPipeline, folder: Path) -> None:
     """Writes the pipeline; one with adapters with these merged, and the adapters by themselves too."""
-    if getattr(pipe.unet, "peft_config", None):
+    if isinstance(pipe, DiffSalPipeline) and getattr(pipe.unet, "peft_config", None):
         pipe.unet.save_lora_adapter(folder / ADAPTER, adapter_name="default")
         pipe = merged_pipeline(pipe)
     pipe.save_pretrained(folder)

@@ -16,7 +16,8 @@ from ..metrics import METRICS
 
 CONFIGS = Path(__file__).parent / "configs"
 LR_SCHEDULES = tuple(kind.value for kind in SchedulerType if kind != SchedulerType.PIECEWISE_CONSTANT)  # needs rules
-COMPONENTS = ("unet", "video_encoder", "audio_encoder")
+COMPONENTS = ("unet", "video_encoder", "audio_encoder", "decoder")
+KINDS = ("diffsal", "salfom")
 
 
 @dataclass
@@ -27,22 +28,27 @@ class ModelConfig:
         folder: a pipeline's folder to start from, or a name as `tiny`, whose networks and settings stay, but for
             `frame_size`, `freeze` and `lora_rank`; else a new pipeline is built from the encoders and the settings
             below.
-        video, audio: names of encoders, see `DiffSalPipeline.from_encoders`. A pipeline from `folder` without an audio
-            encoder gets this one; null leaves it without.
+        kind: `diffsal`, or `salfom` for a network that predicts in one pass, from pictures alone: what is about sound,
+            noise and the Saliency-UNet is not for it.
+        video, audio: names of encoders, see `DiffSalPipeline.from_encoders` and `SalFoMPipeline.from_encoder`. A
+            pipeline from `folder` without an audio encoder gets this one; null leaves it without.
         video_config: further settings of the video encoder.
         pretrained, audio_pretrained: their weights: true to download them, or the path of a file or of an
             encoder's folder.
-        frame_size: height and width that the networks see; null for those of `folder`, 224x384 of a new pipeline.
+        frame_size: height and width that the networks see; null for those of `folder`, 224x384 of a new pipeline,
+            224x224 of SalFoM.
             With a `folder`, another size than its own makes the networks go on at that resolution.
         num_frames: frames of a clip; null for the video encoder's own.
         frame_interval: frames of the video from one frame of a clip to the next.
         num_inference_steps, frame_stride: denoising steps, and frames from one map to the next, by default.
-        unet: further settings of `SaliencyUNet`.
-        freeze: components that are not trained, out of video_encoder, audio_encoder, unet.
+        unet, salfom: further settings of `SaliencyUNet`, of `SalFoM`.
+        freeze: components that are not trained, out of video_encoder, audio_encoder, unet; of SalFoM out of
+            video_encoder, decoder.
         lora_rank: train low-rank adapters of the U-Net's attention of this rank instead of its weights.
     """
 
     folder: str | None = None
+    kind: str = "diffsal"
     video: str | None = "mvit_v2_s"
     audio: str | None = "vggish"
     video_config: dict[str, Any] = field(default_factory=dict)
@@ -54,6 +60,7 @@ class ModelConfig:
     num_inference_steps: int = 4
     frame_stride: int = 1
     unet: dict[str, Any] = field(default_factory=dict)
+    salfom: dict[str, Any] = field(default_factory=dict)
     freeze: list[str] = field(default_factory=list)
     lora_rank: int | None = None
 
@@ -268,6 +275,7 @@ def _check(config: TrainingConfig, where: str) -> None:
         if not data.weight > 0:
             raise InputError(f"{where}: `data.{i}.weight` must be above 0, got {data.weight}")
     choices = {
+        "model.kind": (config.model.kind, KINDS),
         "mixed_precision": (config.mixed_precision, (None, "no", "fp16", "bf16")),
         "tracker": (config.tracker, ("tensorboard", "wandb", "none")),
         "lr_schedule": (config.lr_schedule, LR_SCHEDULES),

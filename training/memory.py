@@ -7,22 +7,21 @@ import torch
 from accelerate import Accelerator
 
 from ..data import SaliencyClips
-from ..pipelines import DiffSalPipeline
+from ..pipelines import SalFoMPipeline, SaliencyPipeline
 from .config import TrainingConfig
 
 
-def state_bytes(pipe: DiffSalPipeline, ema: bool) -> int:
+def state_bytes(pipe: SaliencyPipeline, ema: bool) -> int:
     """Bytes of weights, their copy to validate and save, gradients, Adam's moments and averages, in float32."""
     total = 0
-    for part in (pipe.unet, pipe.video_encoder, pipe.audio_encoder):
-        if part is not None:
-            for p in part.parameters():
-                copies = 2 + (3 + int(ema) if p.requires_grad else 0)
-                total += copies * p.numel() * 4
+    for part in pipe.networks.values():
+        for p in part.parameters():
+            copies = 2 + (3 + int(ema) if p.requires_grad else 0)
+            total += copies * p.numel() * 4
     return total
 
 
-def activation_bytes(pipe: DiffSalPipeline, batch_size: int) -> int:
+def activation_bytes(pipe: SaliencyPipeline, batch_size: int) -> int:
     """Bytes that the backward pass will need of the forward one, for a batch, in float32.
 
     Counted on the device `meta`, where nothing is computed, for one clip; a clip more takes as much again.
@@ -36,29 +35,39 @@ def activation_bytes(pipe: DiffSalPipeline, batch_size: int) -> int:
             kept[tensor.untyped_storage()._cdata] = tensor.untyped_storage()
         return tensor
 
-    parts = (pipe.unet, pipe.video_encoder, pipe.audio_encoder)
-    unet, video_encoder, audio_encoder = (
-        None if part is None else copy.deepcopy(part).to("meta").train() for part in parts
-    )
+    parts = {
+        name: copy.deepcopy(part).to("meta").train()
+        for name, part in pipe.components.items()
+        if isinstance(part, torch.nn.Module)
+    }
     with torch.device("meta"), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        video = audio = None
-        if video_encoder is not None:
-            video = video_encoder(torch.zeros(1, 3, config.num_frames, height, width)).features
-        if audio_encoder is not None:
-            audio = audio_encoder(torch.zeros(1, 1, config.audio_slices, *config.audio_size)).features[0]
-        unet(torch.zeros(1, unet.config.in_channels, height, width), 0, video, audio)
+        video = torch.zeros(1, 3, config.num_frames, height, width)
+        if isinstance(pipe, SalFoMPipeline):
+            parts["salfom"](video)
+        else:
+            features, audio = None, None
+            if "video_encoder" in parts:
+                features = parts["video_encoder"](video).features
+            if "audio_encoder" in parts:
+                slices = torch.zeros(1, 1, config.audio_slices, *config.audio_size)
+                audio = parts["audio_encoder"](slices).features[0]
+            parts["unet"](torch.zeros(1, pipe.unet.config.in_channels, height, width), 0, features, audio)
     return batch_size * sum(storage.nbytes() for storage in kept.values())
 
 
 def summarize(
-    config: TrainingConfig, pipe: DiffSalPipeline, clips: Sequence[SaliencyClips], steps: int, accelerator: Accelerator
+    config: TrainingConfig,
+    pipe: SaliencyPipeline,
+    clips: Sequence[SaliencyClips],
+    steps: int,
+    accelerator: Accelerator,
 ) -> str:
     """The summary, in lines."""
     lines = ["what trains:"]
-    for name, part in pipe.components.items():
-        if isinstance(part, torch.nn.Module):
-            trained = sum(p.numel() for p in part.parameters() if p.requires_grad)
-            lines.append(f"  {name:14} {trained / 1e6:8.2f} of {part.num_parameters() / 1e6:.2f} M parameters")
+    for name, part in pipe.networks.items():
+        trained = sum(p.numel() for p in part.parameters() if p.requires_grad)
+        every = sum(p.numel() for p in part.parameters())
+        lines.append(f"  {name:14} {trained / 1e6:8.2f} of {every / 1e6:.2f} M parameters")
     lines.append("on what:")
     weights = sum(data.weight for data in config.data)
     for data, dataset in zip(config.data, clips, strict=True):

@@ -1,12 +1,10 @@
-"""Trains DiffSal: `accelerate launch training/train.py --config light output=runs/light`.
+"""Trains DiffSal or SalFoM: `accelerate launch training/train.py --config light output=runs/light`.
 
 One loop over the functions of this package: networks, data, optimizer, steps, validation, checkpoints.
 """
 
 import argparse
 import copy
-import importlib.util
-import inspect
 import json
 import math
 import sys
@@ -17,125 +15,26 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.utils import DistributedDataParallelKwargs, DistributedType, ProjectConfiguration, set_seed
+from diffsal_diffusers.pipelines import DiffSalPipeline, SaliencyPipeline
 from diffsal_diffusers.schedulers import create_scheduler
 from diffsal_diffusers.training.checkpoints import STATE, Checkpoints, copy_weights, whole
-from diffsal_diffusers.training.config import ModelConfig, TrainingConfig, list_configs, load_config
-from diffsal_diffusers.training.data import StepSampler, change_view, draw_noise, draw_views
+from diffsal_diffusers.training.config import TrainingConfig, list_configs, load_config
+from diffsal_diffusers.training.data import StepSampler, change_view, draw_views
 from diffsal_diffusers.training.memory import summarize
-from diffsal_diffusers.training.module import DiffSalTraining
+from diffsal_diffusers.training.module import DiffSalTraining, SalFoMTraining
+from diffsal_diffusers.training.networks import build_pipeline, require_package
 from diffsal_diffusers.training.validation import load_validation, validate
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 from torch.utils.data import ConcatDataset, DataLoader
 from tqdm.auto import tqdm
 
-from diffsal_diffusers import DiffSalPipeline, InputError, SaliencyProcessor, SaliencyUNet, load_pipeline
+from diffsal_diffusers import InputError
 from diffsal_diffusers.data import SaliencyClips, load_saliency_dataset
-from diffsal_diffusers.encoders import create_video_encoder
 from diffsal_diffusers.metrics import METRICS
 
-LORA_TARGETS = ["to_q", "to_k", "to_v", "to_out"]
 
-
-def build_pipeline(config: TrainingConfig) -> DiffSalPipeline:
-    """The pipeline to train, its frozen parts frozen, with adapters where they are asked for."""
-    model = config.model
-    known = inspect.signature(SaliencyUNet).parameters
-    for key in model.unet:
-        if key not in known:
-            raise InputError(f"there is no key `model.unet.{key}`; there are {', '.join(known)}")
-    try:
-        if model.folder is None:
-            pipe = create_pipeline(model)
-        else:
-            pipe = load_pipeline(model.folder)
-            if not isinstance(pipe.unet, SaliencyUNet):
-                raise InputError(f"{model.folder}: the released network can predict, and cannot be trained here")
-            if pipe.audio_encoder is None and model.audio is not None:
-                pipe = add_audio(pipe, config)
-            if model.frame_size is not None:
-                pipe.processor = SaliencyProcessor.from_config(
-                    pipe.processor.config, frame_size=tuple(model.frame_size)
-                )
-    except InputError:
-        raise
-    except (TypeError, ValueError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise InputError(f"`model` has settings of which no network can be made ({reason})") from error
-    pipe.scheduler = create_scheduler(config.scheduler)
-    networks = {name: part for name, part in pipe.components.items() if isinstance(part, torch.nn.Module)}
-    for name, part in networks.items():
-        part.requires_grad_(name not in model.freeze).eval()
-    if pipe.audio_encoder is None and pipe.unet.config.interaction != "none":
-        pipe.unet.audio_enhancement.requires_grad_(False)  # nothing flows through it
-    if pipe.video_encoder is None:
-        pipe.unet.video_proj.requires_grad_(False)
-    if pipe.audio_encoder is not None and pipe.unet.config.interaction == "none":
-        pipe.audio_encoder.requires_grad_(False)
-    if model.lora_rank is not None:
-        require_package("peft", "`model.lora_rank`")
-        from peft import LoraConfig
-
-        for part in networks.values():
-            part.requires_grad_(False)
-        if pipe.unet.config.attention == "none":
-            raise InputError("`model.lora_rank` adapts the U-Net's attention, and `model.unet.attention` is none")
-        pipe.unet.add_adapter(LoraConfig(r=model.lora_rank, lora_alpha=model.lora_rank, target_modules=LORA_TARGETS))
-    if config.gradient_checkpointing:
-        for name, part in networks.items():
-            if name not in model.freeze and part._supports_gradient_checkpointing:
-                part.enable_gradient_checkpointing()
-    return pipe
-
-
-def create_pipeline(model: ModelConfig) -> DiffSalPipeline:
-    """A new pipeline of the config's encoders."""
-    video = model.video
-    if video is not None and model.video_config:
-        length = {} if model.num_frames is None else {"num_frames": model.num_frames}
-        video = create_video_encoder(video, pretrained=model.pretrained, **length, **model.video_config)
-    return DiffSalPipeline.from_encoders(
-        video,
-        model.audio,
-        pretrained=model.pretrained,
-        audio_pretrained=model.audio_pretrained,
-        frame_size=(224, 384) if model.frame_size is None else tuple(model.frame_size),
-        num_frames=model.num_frames,
-        frame_interval=model.frame_interval,
-        num_inference_steps=model.num_inference_steps,
-        frame_stride=model.frame_stride,
-        **model.unet,
-    )
-
-
-def require_package(name: str, what_for: str) -> None:
-    """Refuses settings that need a package which is not installed."""
-    if importlib.util.find_spec(name) is None:
-        raise InputError(f"the package {name} is not installed, and is needed for {what_for}")
-
-
-def add_audio(pipe: DiffSalPipeline, config: TrainingConfig) -> DiffSalPipeline:
-    """A pipeline that listens, with all that one without sound has learned: stage 2 from stage 1."""
-    settings = {**pipe.unet.config, **config.model.unet}
-    follows = ("video_channels", "video_time_slices", "audio_channels", "audio_time_slices")
-    heard = DiffSalPipeline.from_encoders(
-        pipe.video_encoder,
-        config.model.audio,
-        audio_pretrained=config.model.audio_pretrained,
-        frame_size=tuple(pipe.processor.config.frame_size),
-        num_frames=pipe.processor.config.num_frames,
-        frame_interval=pipe.processor.config.frame_interval,
-        num_inference_steps=pipe.config.default_num_inference_steps,
-        frame_stride=pipe.config.default_frame_stride,
-        **{key: value for key, value in settings.items() if key not in follows and not key.startswith("_")},
-    )
-    learned = {name: value for name, value in pipe.unet.state_dict().items() if "audio" not in name}
-    absent, unexpected = heard.unet.load_state_dict(learned, strict=False)
-    assert not unexpected and all("audio" in name for name in absent)
-    return heard
-
-
-def build_data(config: TrainingConfig, pipe: DiffSalPipeline) -> list[SaliencyClips]:
+def build_data(config: TrainingConfig, pipe: SaliencyPipeline) -> list[SaliencyClips]:
     """The data sets of the mix."""
     if not config.data:
         raise InputError("`data` must name at least one data set")
@@ -194,14 +93,17 @@ def train(config: TrainingConfig, resume: str | None = None) -> Path:
     steps = config.steps or math.ceil(config.epochs * epoch_clips / config.batch_size)
 
     # 2. Prepare the optimizer.
-    # All samplers share the forward process of equation 1. Some of diffusers' classes add noise by the steps that they
-    # were last set to, so the pipeline's own is for sampling only.
-    module = DiffSalTraining(copy.deepcopy(pipe), create_scheduler("ddim"), config).train()
+    if isinstance(pipe, DiffSalPipeline):
+        # All samplers share the forward process of equation 1. Some of diffusers' classes add noise by the steps that
+        # they were last set to, so the pipeline's own is for sampling only.
+        module = DiffSalTraining(copy.deepcopy(pipe), config, create_scheduler("ddim")).train()
+    else:
+        module = SalFoMTraining(copy.deepcopy(pipe), config).train()
     pipe.to(accelerator.device)  # what is validated and saved: whole in every process, with averaged weights
     groups = [
         {"params": [p for p in network.parameters() if p.requires_grad],
          "lr": config.learning_rate * config.learning_rate_scale.get(name, 1.0)}
-        for name, network in module.named_children()
+        for name, network in module.networks.items()
     ]  # fmt: skip
     groups = [group for group in groups if group["params"]]
     if not groups:
@@ -273,11 +175,7 @@ def train(config: TrainingConfig, resume: str | None = None) -> Path:
             if config.augment:
                 views = (view.to(accelerator.device) for view in draw_views(config.seed, step, places))
                 batch = change_view(batch, *views)
-            chance = draw_noise(
-                config.seed, step, places, size,
-                pipe.scheduler.config.num_train_timesteps, config.timestep_shift, config.drop_video, config.drop_audio,
-                config.self_aligned,
-            ).to(accelerator.device)  # fmt: skip
+            chance = module.draw_chance(step, places, size)
             # Networks that drop parts at random draw from torch's own generator: let that follow from the step, too.
             torch.manual_seed((config.seed * 1_000_003 + step) * 65_537 + begin)
             last = part == config.accumulation - 1
@@ -340,7 +238,7 @@ def train(config: TrainingConfig, resume: str | None = None) -> Path:
 
 def find_best(
     accelerator: Accelerator,
-    pipe: DiffSalPipeline,
+    pipe: SaliencyPipeline,
     config: TrainingConfig,
     videos: list[dict],
     checkpoints: Checkpoints,

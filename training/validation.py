@@ -11,7 +11,7 @@ from ..data import Recording, load_saliency_dataset, open_recording
 from ..errors import InputError
 from ..evaluation import PipelinePredictor, VideoScorer
 from ..evaluation.protocol import PredictionError, mean
-from ..pipelines import DiffSalPipeline
+from ..pipelines import DiffSalPipeline, SaliencyPipeline
 from .config import TrainingConfig
 
 logger = logging.get_logger(__name__)
@@ -36,7 +36,7 @@ def load_validation(config: TrainingConfig) -> list[dict]:
 
 def validate(
     accelerator: Accelerator,
-    pipe: DiffSalPipeline,
+    pipe: SaliencyPipeline,
     config: TrainingConfig,
     entries: list[dict],
     step: int,
@@ -85,35 +85,41 @@ def validate(
     return scores
 
 
-def step_pictures(pipe: DiffSalPipeline, recording: Recording, seed: int) -> np.ndarray:
-    """A strip: the middle frame, its ground truth, and the estimate after each denoising step, `(h, w, 3)` uint8."""
+def step_pictures(pipe: SaliencyPipeline, recording: Recording, seed: int) -> np.ndarray:
+    """A strip: the middle frame, its ground truth, and the estimate after each denoising step or, of a network that
+    predicts in one pass, the map, `(h, w, 3)` uint8."""
     index = recording.num_frames // 2
-    estimates = []
+    estimates, watching = [], {}
+    if isinstance(pipe, DiffSalPipeline):
+        low, high = pipe.unet.config.sample_range
 
-    def keep(pipe, step, timestep, tensors):
-        estimates.append(tensors["prediction"])
+        def keep(pipe, step, timestep, tensors):
+            estimates.append((tensors["prediction"][0, 0] - low) / (high - low))
 
+        watching = {"callback_on_step_end": keep, "callback_on_step_end_tensor_inputs": ["prediction"]}
     maps = pipe.stream(
         **recording.media(),
         frame_stride=max(index, 1),
         batch_size=1,
         generator=torch.Generator().manual_seed(seed),
-        callback_on_step_end=keep,
-        callback_on_step_end_tensor_inputs=["prediction"],
+        output_type="pt",
+        **watching,
     )
-    for place, _ in enumerate(maps):
+    for place, (_, saliency) in enumerate(maps):
         if place == index:
             break
-    estimates = estimates[-pipe.config.default_num_inference_steps :]  # those of the frame's own clip
-    low, high = pipe.unet.config.sample_range
+    if isinstance(pipe, DiffSalPipeline):
+        estimates = estimates[-pipe.config.default_num_inference_steps :]  # those of the frame's own clip
+    else:
+        estimates = [saliency]
     frame = recording.frame(index)
     size = (max(round(PICTURE_HEIGHT * frame.shape[1] / frame.shape[0]), 1), PICTURE_HEIGHT)
     strip = [np.asarray(Image.fromarray(frame).resize(size))]
     density = recording.density(index)
     for saliency in [
         density / density.amax().clamp(min=1e-12),
-        *((e[0, 0].cpu() - low) / (high - low) for e in estimates),
+        *estimates,
     ]:
-        grey = (255 * saliency.float().clamp(0, 1)).byte().numpy()
+        grey = (255 * saliency.float().clamp(0, 1)).byte().cpu().numpy()
         strip.append(np.repeat(np.asarray(Image.fromarray(grey).resize(size))[..., None], 3, axis=2))
     return np.concatenate(strip, axis=1)

@@ -6,7 +6,7 @@ import sys
 import torch
 
 from ..errors import InputError
-from ..pipelines import DiffSalPipeline
+from ..pipelines import SaliencyPipeline
 from ..presets import DEFAULT_MODEL, UNTRAINED_MODELS, list_models, load_pipeline
 from ..schedulers import SCHEDULERS, create_scheduler
 
@@ -80,7 +80,7 @@ def add_inference_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dtype", choices=DTYPES, default="float32", metavar="NAME", help=dtypes)
 
 
-def load_model(name: str) -> DiffSalPipeline:
+def load_model(name: str) -> SaliencyPipeline:
     """The model of --model, with a word on the untrained ones."""
     pipe = load_pipeline(name)
     if name in UNTRAINED_MODELS:
@@ -92,13 +92,15 @@ def load_model(name: str) -> DiffSalPipeline:
     return pipe
 
 
-def prepare_model(args: argparse.Namespace) -> DiffSalPipeline:
+def prepare_model(args: argparse.Namespace) -> SaliencyPipeline:
     """The model of --model on --device, in --dtype, with --scheduler."""
     device = choose_device(args.device)
     pipe = load_model(args.model).to(device)
     if args.dtype != "float32":
         pipe.to(DTYPES[args.dtype])
     if args.scheduler:
+        if "scheduler" not in pipe.components:
+            raise InputError(f"--scheduler is for models that denoise, and {args.model} predicts in one pass")
         pipe.scheduler = create_scheduler(args.scheduler, pipe.scheduler.config)
     return pipe
 

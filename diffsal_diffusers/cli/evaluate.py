@@ -89,7 +89,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     parser.set_defaults(model=None)
     parser.add_argument("--predictions", type=Path, metavar="DIR", help="instead of a model: VIDEO/*.png or VIDEO.mp4")
     parser.add_argument(
-        "--modality", choices=MODALITIES, default="av", help="what the model gets: av, v or a; default: %(default)s"
+        "--modality", choices=MODALITIES, help="what the model gets: av, v or a; default: all that it takes"
     )
     parser.add_argument(
         "--metrics", type=_names("metric", METRICS), default=DEFAULT_METRICS, metavar="LIST",
@@ -133,6 +133,7 @@ def run_evaluate(args: argparse.Namespace) -> int:
         args.model = args.model or DEFAULT_MODEL
         pipe = prepare_model(args)
         pipe.set_progress_bar_config(disable=True)
+        args.modality = args.modality or ("v" if pipe.audio_encoder is None else "av")
         name, title = "model", f"{Path(args.model).name} ({args.modality})"
         predictor = PipelinePredictor(
             pipe, args.modality, args.seed,
@@ -144,8 +145,8 @@ def run_evaluate(args: argparse.Namespace) -> int:
             "model": str(folder.resolve()) if folder.is_dir() and not shipped else args.model,
             "state": fingerprint(folder) if folder.is_dir() else __version__,
             "modality": args.modality,
-            "steps": args.steps or pipe.config.default_num_inference_steps,
-            "scheduler": type(pipe.scheduler).__name__,
+            "steps": args.steps or pipe.config.get("default_num_inference_steps"),
+            "scheduler": type(pipe.scheduler).__name__ if "scheduler" in pipe.components else None,
             "ensemble": args.ensemble,
             "dtype": args.dtype,
         }
@@ -207,7 +208,7 @@ def check_options(args: argparse.Namespace) -> None:
         InputError: names the two.
     """
     if args.predictions is not None:
-        of_model = {"model": None, "modality": "av", "steps": None, "scheduler": None, "ensemble": 1}
+        of_model = {"model": None, "modality": None, "steps": None, "scheduler": None, "ensemble": 1}
         for name, default in of_model.items():
             if getattr(args, name) != default:
                 raise InputError(f"--{name} is for a model; leave it out with --predictions")

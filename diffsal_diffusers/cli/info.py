@@ -6,7 +6,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..encoders import list_audio_encoders, list_video_encoders
-from ..pipelines import DiffSalPipeline
+from ..pipelines import SalFoMPipeline, SaliencyPipeline
 from ..schedulers import SCHEDULERS
 from .common import add_model_argument, load_model
 
@@ -27,8 +27,9 @@ def add_parsers(commands: argparse._SubParsersAction) -> None:
     schedulers.set_defaults(run=run_schedulers)
 
 
-def count_operations(pipe: DiffSalPipeline) -> tuple[float, float]:
-    """GFLOP (two operations for a multiply-add) of what is computed once a clip, and of one denoising step.
+def count_operations(pipe: SaliencyPipeline) -> tuple[float, float]:
+    """GFLOP (two operations for a multiply-add) of what is computed once a clip, and of one denoising step; none of
+    the latter for a network that predicts in one pass.
 
     Moves the pipeline to the device `meta`: nothing is computed there, and the attention is counted, which the counter
     misses on the CPU.
@@ -37,6 +38,10 @@ def count_operations(pipe: DiffSalPipeline) -> tuple[float, float]:
     height, width = config.frame_size
     pipe.to("meta")
     with torch.no_grad(), torch.device("meta"):
+        if isinstance(pipe, SalFoMPipeline):
+            with FlopCounterMode(display=False) as clip:
+                pipe.salfom(torch.zeros(1, 3, config.num_frames, height, width))
+            return clip.get_total_flops() / 1e9, 0.0
         with FlopCounterMode(display=False) as clip:
             video = audio = None
             if pipe.video_encoder is not None:
@@ -57,18 +62,22 @@ def run_info(args: argparse.Namespace) -> int:
     clip, step = count_operations(pipe)
     total = 0
     print(f"{args.model}: {type(pipe).__name__}")
-    for name, component in pipe.components.items():
+    for name, component in (pipe.components | pipe.networks).items():
         size = ""
-        if isinstance(component, torch.nn.Module):
-            total += component.num_parameters()
-            size = f"{component.num_parameters() / 1e6:.2f} M parameters"
+        if name in pipe.networks:
+            parameters = sum(p.numel() for p in component.parameters())
+            total += parameters
+            size = f"{parameters / 1e6:.2f} M parameters"
         kind = "-" if component is None else type(component).__name__
         print(f"  {name:14} {kind:28} {size}".rstrip())
     print(f"  {'total':14} {'':28} {total / 1e6:.2f} M parameters")
     apart = f", {config.frame_interval} apart" if config.frame_interval > 1 else ""
     print(f"input: clips of {config.num_frames} frames{apart}, resized to {height}x{width}")
-    print(f"operations: {clip:.2f} GFLOP once a clip, {step:.2f} GFLOP a denoising step")
-    print(f"denoising steps by default: {pipe.config.default_num_inference_steps}")
+    if step:
+        print(f"operations: {clip:.2f} GFLOP once a clip, {step:.2f} GFLOP a denoising step")
+        print(f"denoising steps by default: {pipe.config.default_num_inference_steps}")
+    else:
+        print(f"operations: {clip:.2f} GFLOP a clip")
     print(f"frames from one map to the next by default: {pipe.config.default_frame_stride}")
     return 0
 

@@ -16,7 +16,7 @@ import torch
 from ..errors import InputError
 from ..media.video import find_sound, has_video, open_video
 from ..media.writers import AttentionWriter, FrameWriter, HeatmapWriter, MapsWriter, OverlayWriter
-from ..pipelines import DiffSalPipeline
+from ..pipelines import SaliencyPipeline
 from .common import (
     add_inference_arguments,
     add_model_argument,
@@ -139,7 +139,7 @@ def plan_outputs(videos: list[str], folder: Path, kinds: list[str]) -> list[dict
     return outputs
 
 
-def predict_video(pipe: DiffSalPipeline, video: str, paths: dict[str, Path], args: argparse.Namespace) -> None:
+def predict_video(pipe: SaliencyPipeline, video: str, paths: dict[str, Path], args: argparse.Namespace) -> None:
     """Predicts one video and writes its files."""
     # Without a terminal there is no bar: a log would hold each of its states.
     pipe.set_progress_bar_config(unit="map", desc=Path(video).name, dynamic_ncols=True, disable=None)

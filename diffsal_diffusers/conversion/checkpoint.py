@@ -12,6 +12,7 @@ from torch import nn
 from ..encoders.pretrained import one_line
 from ..errors import InputError
 
+CONTAINERS = ("state_dict", "model_state_dict", "model", "module")  # what programs call the weights among other things
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 # Patterns of a network's names of weights, each with the published name, in which \1 is the pattern's first group.
@@ -31,7 +32,8 @@ class Source(NamedTuple):
 
 
 def read_checkpoint(file: str | PathLike) -> dict[str, torch.Tensor]:
-    """The tensors of a published PyTorch file, or of its `state_dict`, without `module.` before their names.
+    """The tensors of a published PyTorch file, or of its `state_dict`, `model_state_dict`, `model` or `module`,
+    without `module.` before their names.
 
     Nothing in the file is run, and what else it holds, as an optimizer's state, is not read into memory.
 
@@ -49,7 +51,9 @@ def read_checkpoint(file: str | PathLike) -> dict[str, torch.Tensor]:
             f"{file}: cannot be read as a PyTorch checkpoint of tensors; it is damaged or cut short, no such file at "
             f"all, or holds objects that only its own program should load ({one_line(error, 100)})"
         ) from error
-    tensors = content.get("state_dict", content) if isinstance(content, Mapping) else None
+    tensors = content
+    if isinstance(content, Mapping):
+        tensors = next((content[key] for key in CONTAINERS if isinstance(content.get(key), Mapping)), content)
     if not isinstance(tensors, Mapping) or not any(isinstance(value, torch.Tensor) for value in tensors.values()):
         raise InputError(f"{file}: holds no weights; a dictionary of tensors is needed, or one under `state_dict`")
     tensors = {str(name): value for name, value in tensors.items() if isinstance(value, torch.Tensor)}

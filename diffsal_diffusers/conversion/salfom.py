@@ -9,7 +9,7 @@ from torch import nn
 from ..encoders import UMTEncoder, create_video_encoder
 from ..encoders.umt import TABLE_GRID, resize_positions
 from ..errors import InputError
-from ..models import SalFoM
+from ..pipelines import SalFoMPipeline
 from .checkpoint import Names, Source, read_checkpoint, sources_by_name, take_tensors
 
 UMT_NAMES: Names = (
@@ -104,3 +104,19 @@ def convert_umt(file: str | PathLike) -> tuple[UMTEncoder, list[str]]:
     encoder = create_video_encoder(VARIANTS[channels]).eval()
     networks = [(encoder, umt_sources(encoder, tensors, ""))]
     return encoder, take_tensors(tensors, networks, UMT_UNUSED, file, f"the weights of {VARIANTS[channels]}")
+
+
+def convert_salfom(file: str | PathLike) -> tuple[SalFoMPipeline, list[str]]:
+    """The pipeline of a checkpoint of SalFoM.
+
+    Returns:
+        the pipeline, and the names of the file's tensors that it has no use for.
+
+    Raises:
+        InputError: the file is damaged, or not that.
+    """
+    tensors = read_checkpoint(file)
+    pipe = SalFoMPipeline.from_encoder()
+    encoder, decoder = pipe.salfom.video_encoder, pipe.salfom.decoder
+    networks = [(encoder, umt_sources(encoder, tensors, "encoder.")), (decoder, decoder_sources(decoder))]
+    return pipe, take_tensors(tensors, networks, SALFOM_UNUSED, file, "SalFoM's released checkpoint")

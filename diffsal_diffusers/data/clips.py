@@ -126,11 +126,11 @@ class SaliencyClips(Dataset):
         place = bisect_right(self._ends, index)
         target = (index - (self._ends[place - 1] if place else 0)) * self.stride
         recording, config = self._recording(place), self.processor.config
-        window = clip_window(recording, target, config)
+        window = clip_window(recording, target, self.processor)
         frames = {frame.index: None for frame in window.frames}  # those that stand in for others are read once
         frames = {i: self.processor.preprocess_frame(recording.frame(i)) for i in frames}
         log_mel = torch.zeros(1, config.audio_slices, *config.audio_size)
-        sound = recording.open_sound()
+        sound = recording.open_sound() if config.audio_slices else None
         if sound is not None:
             with sound:
                 log_mel = self.processor.log_mel_slices(sound, [window.frame_times])[0]  # 1 t h w
@@ -169,15 +169,16 @@ class SaliencyClips(Dataset):
         return self.__dict__ | {"_opened": {}}
 
 
-def clip_window(recording: Recording, target: int, config: Mapping[str, Any]) -> ClipWindow:
+def clip_window(recording: Recording, target: int, processor: SaliencyProcessor) -> ClipWindow:
     """The clip around a frame of a recording: the one that [`~media.windows.clip_windows`] gives, without pixels.
 
-    `config` is that of a [`SaliencyProcessor`].
+    `processor` says how clips are taken.
     """
-    wanted = clip_indices(target, config.num_frames, config.target_frame, config.frame_interval)
+    wanted = clip_indices(target, **processor.clip_settings)
     indices = [min(max(i, 0), recording.num_frames - 1) for i in wanted]
     frames = [IndexedFrame(i, recording.frame_time(i), None) for i in indices]
-    return ClipWindow(frames, wanted, frames[config.target_frame], [frames[config.target_frame].time])
+    place = processor.config.target_frame
+    return ClipWindow(frames, wanted, frames[place], [frames[place].time])
 
 
 def resize_density(density: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:

@@ -99,8 +99,8 @@ class UMTEncoder(VideoEncoder):
     def load_pretrained(self, source: bool | str | PathLike = True) -> None:
         if source is True:
             raise InputError(
-                "the weights of UMT cannot be downloaded from here; fetch its Kinetics checkpoint, make a folder of it "
-                "with `diffsal convert umt CHECKPOINT FOLDER`, and pass that folder"
+                "the weights of UMT have no download here; fetch its Kinetics checkpoint, make a folder of it with "
+                "`diffsal convert umt CHECKPOINT FOLDER`, and pass that folder"
             )
         weights = read_weights(source)
         positions = weights.get("pos_embed")

@@ -15,8 +15,7 @@ from ..data.files import VIDEO_SUFFIXES, file_names, numbered_images, read_map
 from ..data.recordings import frame_times
 from ..errors import InputError
 from ..media.video import open_video
-from ..pipelines import DiffSalPipeline
-from ..schedulers import check_num_steps
+from ..pipelines import SaliencyPipeline
 from .protocol import HUMANS, PredictionError, centre_prior
 
 MODALITIES = ("av", "v", "a")
@@ -43,13 +42,15 @@ class PipelinePredictor:
             step of the frames asked for is a multiple of it: then for these frames only.
 
     Raises:
-        InputError: there is no such modality, or the scheduler cannot take so many steps.
+        InputError: there is no such modality, or the pipeline cannot take the settings of the denoising.
     """
 
-    def __init__(self, pipe: DiffSalPipeline, modality: str = "av", seed: int = 0, **settings):
+    def __init__(self, pipe: SaliencyPipeline, modality: str = "av", seed: int = 0, **settings):
         if modality not in MODALITIES:
             raise InputError(f"`modality` must be one of {', '.join(MODALITIES)}, got {modality!r}")
-        check_num_steps(pipe.scheduler, settings.get("num_inference_steps") or pipe.config.default_num_inference_steps)
+        pipe.check_denoising(
+            **{key: settings[key] for key in ("num_inference_steps", "ensemble_size") & settings.keys()}
+        )
         self.pipe, self.modality, self.seed, self.settings = pipe, modality, seed, settings
 
     def __call__(self, recording: Recording, frames: range) -> Iterator[torch.Tensor]:

@@ -17,7 +17,8 @@ class ClipWindow(NamedTuple):
     """The clip that a saliency map is predicted from.
 
     Args:
-        frames: the clip's frames in order. Before the video's first frame and after its last one, these repeat.
+        frames: the clip's frames in order. Before the video's first frame and after its last one, these repeat, but
+            for clips that are mirrored.
         wanted: the numbers of the frames that a video without ends would have given.
         target: the frame that the map is for.
         times: presentation times of the stream's frames after the previous window's target, this target's last.
@@ -45,18 +46,27 @@ class ClipWindow(NamedTuple):
         ]
 
 
-def clip_indices(target: int, num_frames: int, target_frame: int, interval: int) -> range:
-    """The numbers of the frames of a target's clip, in a video without ends."""
+def clip_indices(target: int, num_frames: int, target_frame: int, interval: int, mirrored: bool = False) -> range:
+    """The numbers of the frames of a target's clip, in a video without ends or, `mirrored`, without an end: there a
+    clip that would begin before the first frame runs backwards instead, from the frames after the target to it."""
     first = target - target_frame * interval
+    if mirrored and first < 0:
+        first, interval = target + target_frame * interval, -interval
     return range(first, first + num_frames * interval, interval)
 
 
 def clip_windows(
-    frames: Iterable[tuple[float, Any]], num_frames: int, target_frame: int, stride: int = 1, interval: int = 1
+    frames: Iterable[tuple[float, Any]],
+    num_frames: int,
+    target_frame: int,
+    stride: int = 1,
+    interval: int = 1,
+    mirrored: bool = False,
 ) -> Iterator[ClipWindow]:
     """Slides a window over a stream of (time, content): one clip for every `stride`-th frame, and for the last one.
 
-    At most `num_frames` * `interval` + `stride` frames are held at a time.
+    At most `num_frames` * `interval` + `stride` frames are held at a time, at the beginning twice as many where clips
+    are mirrored.
 
     Args:
         frames: the stream.
@@ -64,27 +74,29 @@ def clip_windows(
         target_frame: place of the target in its clip, from 0.
         stride: frames from one target to the next.
         interval: frames from one frame of a clip to the next.
+        mirrored: whether clips at the beginning run backwards, see [`clip_indices`].
     """
     held: deque[IndexedFrame] = deque()
-    ahead = (num_frames - 1 - target_frame) * interval  # frames that a clip has after its target
     target, previous = 0, -1
+
+    def indices(target: int) -> range:
+        return clip_indices(target, num_frames, target_frame, interval, mirrored)
 
     def window(target: int) -> ClipWindow:
         first = held[0].index
-        wanted = clip_indices(target, num_frames, target_frame, interval)
+        wanted = indices(target)
         clip = [held[min(max(i - first, 0), len(held) - 1)] for i in wanted]
         times = [frame.time for frame in held if previous < frame.index <= target]
         return ClipWindow(clip, wanted, held[target - first], times)
 
     for index, (time, content) in enumerate(frames):
         held.append(IndexedFrame(index, time, content))
-        if index < target + ahead:
-            continue
-        yield window(target)
-        previous, target = target, target + stride
-        # The stream may end anywhere: its last frame, the next one perhaps, is a target too.
-        while held and held[0].index < previous + 1 - target_frame * interval:
-            held.popleft()
+        while index >= max(indices(target)[0], indices(target)[-1], target):
+            yield window(target)
+            previous, target = target, target + stride
+            # The stream may end anywhere: its last frame, the next one perhaps, is a target too.
+            while held and held[0].index < previous + 1 - target_frame * interval:
+                held.popleft()
 
     # The stream has ended: what is ahead of the remaining targets is its last frame.
     if not held:

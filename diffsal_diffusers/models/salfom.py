@@ -64,9 +64,7 @@ class LocalityAwareStage(nn.Module):
 class TCFE(nn.Module):
     """The transformer branch: relations over the whole clip."""
 
-    def __init__(
-        self, in_channels: int, channels: Sequence[int], strides: Sequence[int], depth: int, num_heads: int
-    ):
+    def __init__(self, in_channels: int, channels: Sequence[int], strides: Sequence[int], depth: int, num_heads: int):
         super().__init__()
         merged = (strides[0], strides[1], strides[2] * strides[3])
         self.stages = nn.ModuleList(
@@ -202,9 +200,7 @@ def time_strides(slices: int) -> tuple[int, int, int, int]:
 
 
 def _merging_convolution(in_channels: int, out_channels: int, merged: int) -> nn.Conv3d:
-    return nn.Conv3d(
-        in_channels, out_channels, (merged, 3, 3), stride=(merged, 1, 1), padding=(0, 1, 1), bias=False
-    )
+    return nn.Conv3d(in_channels, out_channels, (merged, 3, 3), stride=(merged, 1, 1), padding=(0, 1, 1), bias=False)
 
 
 def _lateral(channels: int, slices: int) -> nn.Sequential:
