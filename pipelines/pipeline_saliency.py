@@ -33,9 +33,8 @@ ClipPredictor = Callable[[list[ClipWindow]], list[torch.Tensor]]
 class SaliencyPipeline(DiffusionPipeline):
     """Base class of the pipelines: the call, the stream, media and outputs.
 
-    This model inherits from [`DiffusionPipeline`]: see there for loading, saving and moving between devices. A subclass
-    registers a `processor` and a `default_frame_stride`, says in `check_denoising` what it takes of the arguments that
-    are about noise, and predicts in what `clip_predictor` returns.
+    A subclass registers a `processor` and a `default_frame_stride`, says in `check_denoising` what it takes of the
+    arguments that are about noise, and predicts in what `clip_predictor` returns.
     """
 
     processor: SaliencyProcessor

@@ -457,7 +457,10 @@ class TestModels:
             (lambda folder: (folder / "model_index.json").write_text("{"), ["model_index.json", "save_pretrained"]),
             (lambda folder: (folder / "model_index.json").write_text("[]"), ["model_index.json", "save_pretrained"]),
             (lambda folder: (folder / "model_index.json").unlink(), ["model_index.json", "save_pretrained"]),
-            (change("model_index.json", _class_name="DDPMPipeline"), ["must be DiffSalPipeline", "'DDPMPipeline'"]),
+            (
+                change("model_index.json", _class_name="DDPMPipeline"),
+                ["must be one of DiffSalPipeline, SalFoMPipeline", "'DDPMPipeline'"],
+            ),
             (change("model_index.json", unet=["diffsal_diffusers", "Nope"]), ["Nope", "save_pretrained"]),
             (change("model_index.json", unet=["os", "system"]), ["system", "save_pretrained"]),
             (change("model_index.json", unet=None), ["save_pretrained"]),

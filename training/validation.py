@@ -1,5 +1,7 @@
 """Validation: the field's metrics on videos of the validation set, and pictures of what the network sees."""
 
+from itertools import islice
+
 import numpy as np
 import torch
 from accelerate import Accelerator
@@ -105,9 +107,7 @@ def step_pictures(pipe: SaliencyPipeline, recording: Recording, seed: int) -> np
         output_type="pt",
         **watching,
     )
-    for place, (_, saliency) in enumerate(maps):
-        if place == index:
-            break
+    _, saliency = next(islice(maps, index, None))
     if isinstance(pipe, DiffSalPipeline):
         estimates = estimates[-pipe.config.default_num_inference_steps :]  # those of the frame's own clip
     else:

@@ -48,9 +48,8 @@ class PipelinePredictor:
     def __init__(self, pipe: SaliencyPipeline, modality: str = "av", seed: int = 0, **settings):
         if modality not in MODALITIES:
             raise InputError(f"`modality` must be one of {', '.join(MODALITIES)}, got {modality!r}")
-        pipe.check_denoising(
-            **{key: settings[key] for key in ("num_inference_steps", "ensemble_size") & settings.keys()}
-        )
+        of_denoising = settings.keys() & {"num_inference_steps", "ensemble_size"}
+        pipe.check_denoising(**{name: settings[name] for name in of_denoising})
         self.pipe, self.modality, self.seed, self.settings = pipe, modality, seed, settings
 
     def __call__(self, recording: Recording, frames: range) -> Iterator[torch.Tensor]:

@@ -6,6 +6,7 @@ In shape comments: b clips, c channels, t time slices, h and w of the encoder's 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -170,9 +171,7 @@ class HeterogeneousDecoder(nn.Module):
         with_dynamics = self.dfd is not None
         self.sfd = SFD(in_channels, channels, strides, slices, with_dynamics) if "sfd" in branches else None
         widths = (len(branches) * channels[-1], channels[-2], channels[-1], 1)
-        self.head = nn.Sequential(
-            *(nn.Conv2d(c_in, c, 3, padding=1, bias=False) for c_in, c in zip(widths, widths[1:], strict=False))
-        )
+        self.head = nn.Sequential(*(nn.Conv2d(c_in, c, 3, padding=1, bias=False) for c_in, c in pairwise(widths)))
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         """Tokens `(b, c, t, h, w)` to the map `(b, 1, 16 h, 16 w)` in [0, 1]."""
