@@ -5,7 +5,7 @@ from diffusers import ModelMixin
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from reference_weights import draw_weights
 
-from diffsal_diffusers import DiffSalPipeline
+from diffsal_diffusers import DiffSalPipeline, SalFoMPipeline
 from diffsal_diffusers.models import SaliencyConditions, SaliencyUNetOutput
 
 TINY_UNET = {"block_out_channels": (8, 8, 16, 16), "head_channels": 8, "norm_num_groups": 4}
@@ -18,6 +18,22 @@ def tiny_pipeline(video="timm/efficientnet_lite0", audio="log_mel_cnn", **config
     for component in (pipe.unet, pipe.video_encoder, pipe.audio_encoder):
         if component is not None:
             draw_weights(component)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+TINY_UMT = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+TINY_DECODER = {"decoder_channels": (16, 8, 8, 8, 8, 4), "depth": 2, "num_attention_heads": 2}
+
+
+def tiny_salfom(**config) -> SalFoMPipeline:
+    """A complete pipeline of SalFoM that sees 64x96 pixels, its weights drawn by the reference rule."""
+    settings = TINY_DECODER | {"encoder_config": TINY_UMT, "frame_size": (64, 96)} | config
+    pipe = SalFoMPipeline.from_encoder(**settings)
+    indices = {name: b.clone() for name, b in pipe.salfom.named_buffers()}
+    draw_weights(pipe.salfom)
+    for name, buffer in pipe.salfom.named_buffers():
+        buffer.copy_(indices[name])
     pipe.set_progress_bar_config(disable=True)
     return pipe
 

@@ -29,6 +29,38 @@ def test_windows_are_those_of_the_whole_video(total, num_frames, data, stride, i
     assert all(window.times[-1] == window.target.time for window in windows)
 
 
+@given(
+    total=st.integers(0, 60), num_frames=st.integers(1, 16), stride=st.integers(1, 20), interval=st.integers(1, 4),
+)  # fmt: skip
+def test_clips_that_run_backwards_at_the_beginning(total, num_frames, stride, interval):
+    """The target comes last in every clip; where it has too few frames before it, those after it come first."""
+    held = []
+
+    def frames():
+        for i in range(total):
+            held.append(i)
+            yield i / 25, f"frame {i}"
+
+    length = (num_frames - 1) * interval
+    windows = []
+    for window in clip_windows(frames(), num_frames, num_frames - 1, stride, interval, mirrored=True):
+        target = window.target.index
+        if target <= total - 1 - length:  # read no further than needed
+            assert held[-1] <= max(target, min(target, length - 1) + length)
+        windows.append(window)
+    targets = sorted({*range(0, total, stride), *([total - 1] if total else [])})
+    assert [w.target.index for w in windows] == targets
+    for window in windows:
+        target = window.target.index
+        if target >= length:
+            wanted = list(range(target - length, target + 1, interval))
+        else:
+            wanted = list(range(target, target + length + 1, interval))[::-1]
+        assert [frame.index for frame in window.frames] == [min(i, total - 1) for i in wanted]
+        assert window.frames[-1] == window.target
+    assert [time for window in windows for time in window.times] == [i / 25 for i in range(total)]
+
+
 @given(stride=st.integers(1, 40))
 def test_a_stream_is_read_no_further_than_needed(stride):
     read = []

@@ -89,7 +89,7 @@ def test_training_sees_what_the_pipeline_sees(kind, alignment, interval, tmp_pat
     frames = ((frame.time, processor.preprocess_frame(frame.pixels)) for frame in source)
     clips = SaliencyClips(entries, processor)
     assert len(clips) == 40
-    windows = clip_windows(frames, processor.config.num_frames, processor.config.target_frame, interval=interval)
+    windows = clip_windows(frames, **processor.clip_settings)
     for window in windows:
         item = clips[window.target.index]
         assert torch.equal(item["frames"], torch.stack([frame.content for frame in window.frames]))

@@ -99,8 +99,11 @@ def step_pictures(pipe: SaliencyPipeline, recording: Recording, seed: int) -> np
             estimates.append((tensors["prediction"][0, 0] - low) / (high - low))
 
         watching = {"callback_on_step_end": keep, "callback_on_step_end_tensor_inputs": ["prediction"]}
+    media = recording.media()
+    if pipe.audio_encoder is None:
+        media["audio"] = False
     maps = pipe.stream(
-        **recording.media(),
+        **media,
         frame_stride=max(index, 1),
         batch_size=1,
         generator=torch.Generator().manual_seed(seed),

@@ -133,18 +133,17 @@ def run_evaluate(args: argparse.Namespace) -> int:
         args.model = args.model or DEFAULT_MODEL
         pipe = prepare_model(args)
         pipe.set_progress_bar_config(disable=True)
-        args.modality = args.modality or ("v" if pipe.audio_encoder is None else "av")
-        name, title = "model", f"{Path(args.model).name} ({args.modality})"
         predictor = PipelinePredictor(
             pipe, args.modality, args.seed,
             num_inference_steps=args.steps, batch_size=args.batch_size, ensemble_size=args.ensemble,
         )  # fmt: skip
+        name, title = "model", f"{Path(args.model).name} ({predictor.modality})"
         shipped = args.model in list_pretrained()
         folder = pretrained(args.model) if shipped else Path(args.model)
         settings = {
             "model": str(folder.resolve()) if folder.is_dir() and not shipped else args.model,
             "state": fingerprint(folder) if folder.is_dir() else __version__,
-            "modality": args.modality,
+            "modality": predictor.modality,
             "steps": args.steps or pipe.config.get("default_num_inference_steps"),
             "scheduler": type(pipe.scheduler).__name__ if "scheduler" in pipe.components else None,
             "ensemble": args.ensemble,

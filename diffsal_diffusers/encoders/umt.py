@@ -31,7 +31,7 @@ Size = tuple[int, int, int]
 )
 class UMTEncoder(VideoEncoder):
     """The vision transformer of UnMasked Teacher (arXiv 2303.16058), a video foundation model: 306.3 M parameters
-    (ViT-L/16) or 87.6 M (ViT-B/16).
+    (ViT-L/16) or 88.0 M (ViT-B/16).
 
     Every patch of 16x16 pixels of every frame is a token, and all attend to each other. The features are the tokens
     after the last block, without a norm: of a 16x224x224 clip 1024x16x14x14 (ViT-B/16: 768x16x14x14). The positions,

@@ -36,7 +36,8 @@ class PipelinePredictor:
 
     Args:
         pipe: the pipeline.
-        modality: `"av"`, `"v"` (the sound is ignored) or `"a"` (the picture is).
+        modality: `"av"`, `"v"` (the sound is ignored) or `"a"` (the picture is); `None` for all that the pipeline has
+            an encoder for.
         seed: of the noise, the same for every video.
         settings: further arguments of the pipeline's call. Maps are predicted at the pipeline's own stride, unless the
             step of the frames asked for is a multiple of it: then for these frames only.
@@ -45,9 +46,13 @@ class PipelinePredictor:
         InputError: there is no such modality, or the pipeline cannot take the settings of the denoising.
     """
 
-    def __init__(self, pipe: SaliencyPipeline, modality: str = "av", seed: int = 0, **settings):
+    def __init__(self, pipe: SaliencyPipeline, modality: str | None = None, seed: int = 0, **settings):
+        able = ("a" if pipe.audio_encoder is not None else "") + ("v" if "video_encoder" in pipe.networks else "")
+        modality = able if modality is None else modality
         if modality not in MODALITIES:
             raise InputError(f"`modality` must be one of {', '.join(MODALITIES)}, got {modality!r}")
+        if not set(modality) <= set(able):
+            raise InputError(f"`modality` = {modality!r} is more than this model takes, which is {able!r}")
         of_denoising = settings.keys() & {"num_inference_steps", "ensemble_size"}
         pipe.check_denoising(**{name: settings[name] for name in of_denoising})
         self.pipe, self.modality, self.seed, self.settings = pipe, modality, seed, settings
