@@ -4,7 +4,7 @@ In shape comments: b clips, c channels, t time slices, h and w of the encoder's 
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -266,6 +266,13 @@ class SalFoM(StrictModelMixin, ConfigMixin):
         self.decoder = HeterogeneousDecoder(
             info.channels, info.time_slices, decoder_channels, depth, num_attention_heads, branches
         )
+
+    def _set_gradient_checkpointing(self, enable: bool = True, gradient_checkpointing_func: Callable | None = None):
+        # Encoders each have their own way; the decoder has little to save.
+        if enable:
+            self.video_encoder.enable_gradient_checkpointing(gradient_checkpointing_func)
+        else:
+            self.video_encoder.disable_gradient_checkpointing()
 
     def forward(self, video: torch.Tensor, return_dict: bool = True) -> SalFoMOutput | tuple[torch.Tensor]:
         """
