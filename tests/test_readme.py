@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import torch
 from diffsal_diffusers.training.config import list_configs
 
 import diffsal_diffusers
@@ -36,7 +37,7 @@ def test_an_encoder_of_ones_own(tmp_path, monkeypatch):
 
 def test_the_code_for_python(tmp_path, monkeypatch):
     """The second block makes what the third one scores with."""
-    use, build, score = (code for comment, code in BLOCKS if not comment)
+    use, build, salfom, score = (code for comment, code in BLOCKS if not comment)
     shutil.copy(ROOT / "examples" / "big_buck_bunny.mp4", tmp_path / "clip.mp4")
     use = use.replace('"clip.mp4"', '"clip.mp4", duration=0.1')
     monkeypatch.chdir(tmp_path)
@@ -44,6 +45,10 @@ def test_the_code_for_python(tmp_path, monkeypatch):
     exec(build, names)
     exec(use, names)
     exec(score, names)
+    with torch.device("meta"):  # half a billion numbers otherwise
+        exec(salfom, names)
+    assert names["ablation"].salfom.decoder.tcfe is None
+    assert names["diffsal"].unet.config.video_time_slices == (8, 8, 8, 8)
     assert names["clips"][0]["frames"].shape == (16, 3, 224, 384)
     assert names["out"].saliency.shape == (3, 360, 640)
     assert type(names["pipe"].scheduler).__name__ == "DPMSolverMultistepScheduler"
