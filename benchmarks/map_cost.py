@@ -17,8 +17,9 @@ import time
 import numpy as np
 import torch
 
-from diffsal_diffusers import load_pipeline
+from diffsal_diffusers import InputError, load_pipeline
 from diffsal_diffusers.cli.info import count_operations
+from diffsal_diffusers.modeling import count_parameters
 
 MODELS = ("untrained-salfom", "untrained-paper", "tiny")
 MAPS = 2
@@ -26,7 +27,10 @@ MAPS = 2
 
 def print_cost(model: str) -> None:
     """A model's line, to be printed by a process of its own."""
-    pipe = load_pipeline(model)
+    try:
+        pipe = load_pipeline(model)
+    except InputError as error:
+        sys.exit(str(error))
     pipe.set_progress_bar_config(disable=True)
     config = pipe.processor.config
     rng = np.random.default_rng(0)
@@ -40,7 +44,7 @@ def print_cost(model: str) -> None:
         seconds.append((time.perf_counter() - begin) / MAPS)
         assert maps.saliency.shape == video.shape[:3]
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    parameters = sum(p.numel() for part in pipe.networks.values() for p in part.parameters())
+    parameters = count_parameters(*pipe.networks.values())
     steps = pipe.config.get("default_num_inference_steps", 0)
     clip, step = count_operations(pipe)
     size = f"{config.num_frames}x{config.frame_size[0]}x{config.frame_size[1]}"
@@ -61,7 +65,8 @@ def main() -> None:
     print(f"{'model':18} {'clip':>12} {'steps':>6} {'M parameters':>13} {'GFLOP':>10} {'seconds':>9} {'peak, GB':>9}")
     for model in args.models or MODELS:
         sys.stdout.flush()
-        subprocess.run([sys.executable, __file__, "--measure", model], check=True)
+        if subprocess.run([sys.executable, __file__, "--measure", model]).returncode:
+            sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,11 @@ from .errors import InputError
 STRIDES = (4, 8, 16, 32)  # pixels of the frame per pixel of the video features and the U-Net's, finest scale first
 
 
+def count_parameters(*networks: torch.nn.Module) -> int:
+    """The parameters of some networks together."""
+    return sum(p.numel() for network in networks for p in network.parameters())
+
+
 class StrictModelMixin(ModelMixin):
     """diffusers' `ModelMixin`, whose `from_pretrained` accepts complete safetensors weights only.
 

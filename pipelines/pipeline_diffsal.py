@@ -166,8 +166,7 @@ class DiffSalPipeline(SaliencyPipeline):
                 f"got {sorted(unknown)[0]!r}"
             )
 
-    def check_inputs(self, video: Any, audio: Any, *others) -> None:
-        super().check_inputs(video, audio, *others)
+    def check_inputs(self, video: Any, audio: Any, *args, **kwargs) -> None:
         if video is not None and self.video_encoder is None:
             raise InputError(
                 "this pipeline has no video encoder; pass `video=None` with `audio`, `height` and `width`"
@@ -178,6 +177,7 @@ class DiffSalPipeline(SaliencyPipeline):
                 raise InputError("the released network needs a picture; `video=None` is for networks of this package")
             if audio is False and self.audio_encoder is not None:
                 raise InputError(f"{NEEDS_SOUND}; predict with its sound")
+        super().check_inputs(video, audio, *args, **kwargs)
 
     def clip_predictor(
         self,

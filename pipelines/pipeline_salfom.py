@@ -25,14 +25,23 @@ class SalFoMPipeline(SaliencyPipeline):
 
     Args:
         salfom: the network.
-        processor: sizes and normalisation.
+        processor: sizes and normalisation; its clips end with the target.
         default_frame_stride: frames from one predicted map to the next where a call names no `frame_stride`.
+
+    Raises:
+        InputError: network and processor do not fit together.
     """
 
     model_cpu_offload_seq = "salfom"
 
     def __init__(self, salfom: SalFoM, processor: SaliencyProcessor, default_frame_stride: int = 1):
         super().__init__()
+        clips = (processor.config.num_frames, processor.config.target_frame)
+        if clips != (salfom.num_frames, salfom.num_frames - 1):
+            raise InputError(
+                f"the network takes {salfom.num_frames} frames and predicts the last one; the processor's "
+                f"`num_frames` and `target_frame` are {clips[0]} and {clips[1]}"
+            )
         self.register_modules(salfom=salfom, processor=processor)
         self.register_to_config(default_frame_stride=default_frame_stride)
 
@@ -44,7 +53,7 @@ class SalFoMPipeline(SaliencyPipeline):
         pretrained: bool | str | os.PathLike = False,
         encoder_config: dict[str, Any] | None = None,
         frame_size: tuple[int, int] = (224, 224),
-        num_frames: int = 16,
+        num_frames: int | None = None,
         frame_interval: int = 1,
         frame_stride: int = 1,
         **salfom_config,
@@ -57,22 +66,22 @@ class SalFoMPipeline(SaliencyPipeline):
             pretrained: its weights, see [`~diffsal_diffusers.encoders.create_video_encoder`].
             encoder_config: further settings of the encoder.
             frame_size: height and width that the network sees, divisible by 32.
-            num_frames: frames in a clip.
+            num_frames: frames in a clip; `None` takes what the encoder was made for, or 16.
             frame_interval: frames of the video from one frame of a clip to the next.
             frame_stride: frames from one predicted map to the next where a call names none.
             salfom_config: further settings of [`SalFoM`].
 
         Raises:
-            InputError: there is no such encoder or setting, or they do not fit together.
+            InputError: there is no such encoder, or the settings do not fit together.
         """
         salfom = SalFoM(encoder=encoder, encoder_config=encoder_config, num_frames=num_frames, **salfom_config)
         if pretrained is not False:
             salfom.video_encoder.load_pretrained(pretrained)
         processor = SaliencyProcessor(
             frame_size=frame_size,
-            num_frames=num_frames,
+            num_frames=salfom.num_frames,
             frame_interval=frame_interval,
-            target_frame=num_frames - 1,
+            target_frame=salfom.num_frames - 1,
             clip_start="mirror",
             image_mean=salfom.video_encoder.image_mean,
             image_std=salfom.video_encoder.image_std,
@@ -82,7 +91,7 @@ class SalFoMPipeline(SaliencyPipeline):
 
     @property
     def networks(self) -> dict[str, torch.nn.Module]:
-        return {"video_encoder": self.salfom.video_encoder, "decoder": self.salfom.decoder}
+        return {"decoder": self.salfom.decoder, "video_encoder": self.salfom.video_encoder}
 
     def check_denoising(
         self,

@@ -151,7 +151,9 @@ class SaliencyPipeline(DiffusionPipeline):
     ) -> SaliencyPipelineOutput | tuple:
         """Predicts a saliency map for every frame of a video.
 
-        All maps are held in memory; for a long video use [`~DiffSalPipeline.stream`].
+        All maps are held in memory; for a long video use [`~SaliencyPipeline.stream`]. The arguments that are about
+        sound and noise (`audio`, `num_inference_steps`, `ensemble_size`, `output_uncertainty`, `audio_guidance_scale`,
+        `independent_noise`, the callback) are for [`DiffSalPipeline`]; [`SalFoMPipeline`] refuses them.
 
         Args:
             video: a path of a video file or of a folder of frames; a list of PIL images; an array
@@ -162,7 +164,7 @@ class SaliencyPipeline(DiffusionPipeline):
             num_inference_steps: denoising steps; `None` takes the model's default.
             frame_stride: a map is predicted for every so many frames, and those between are interpolated in time;
                 `None` takes the model's default.
-            batch_size: clips denoised together.
+            batch_size: clips predicted together.
             ensemble_size: noise maps denoised for each frame; their mean is the saliency map.
             output_uncertainty: also return the standard deviation over the ensemble, pixel by pixel.
             audio_guidance_scale: classifier-free guidance on the sound: 0 ignores it, 1 takes it as it is, more

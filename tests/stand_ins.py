@@ -7,6 +7,7 @@ from reference_weights import draw_weights
 
 from diffsal_diffusers import DiffSalPipeline, SalFoMPipeline
 from diffsal_diffusers.models import SaliencyConditions, SaliencyUNetOutput
+from diffsal_diffusers.models.salfom import SALFOM_CONFIGS
 
 TINY_UNET = {"block_out_channels": (8, 8, 16, 16), "head_channels": 8, "norm_num_groups": 4}
 
@@ -22,18 +23,15 @@ def tiny_pipeline(video="timm/efficientnet_lite0", audio="log_mel_cnn", **config
     return pipe
 
 
-TINY_UMT = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
-TINY_DECODER = {"decoder_channels": (16, 8, 8, 8, 8, 4), "depth": 2, "num_attention_heads": 2}
+SMALL_SALFOM = SALFOM_CONFIGS["small"]
+TINY_UMT = SMALL_SALFOM["encoder_config"]
+TINY_DECODER = {name: SMALL_SALFOM[name] for name in ("decoder_channels", "depth", "num_attention_heads")}
 
 
 def tiny_salfom(**config) -> SalFoMPipeline:
     """A complete pipeline of SalFoM that sees 64x96 pixels, its weights drawn by the reference rule."""
-    settings = TINY_DECODER | {"encoder_config": TINY_UMT, "frame_size": (64, 96)} | config
-    pipe = SalFoMPipeline.from_encoder(**settings)
-    indices = {name: b.clone() for name, b in pipe.salfom.named_buffers()}
+    pipe = SalFoMPipeline.from_encoder(**SMALL_SALFOM | {"frame_size": (64, 96)} | config)
     draw_weights(pipe.salfom)
-    for name, buffer in pipe.salfom.named_buffers():
-        buffer.copy_(indices[name])
     pipe.set_progress_bar_config(disable=True)
     return pipe
 

@@ -433,7 +433,8 @@ def test_weights_of_another_timm_model_are_refused(tmp_path):
 
 
 def test_lists():
-    assert list_video_encoders() == ["mvit_v2_s", "s3d", "swin3d_b", "swin3d_s", "swin3d_t", "timm"]
+    umt = ["umt_b16", "umt_b16_pyramid", "umt_l16", "umt_l16_pyramid"]
+    assert list_video_encoders() == ["mvit_v2_s", "s3d", "swin3d_b", "swin3d_s", "swin3d_t", "timm", *umt]
     assert list_audio_encoders() == ["log_mel_cnn", "vggish"]
 
 

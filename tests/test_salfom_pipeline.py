@@ -15,13 +15,17 @@ from diffsal_diffusers.training.train import main as train_main
 from diffsal_diffusers.training.train import train
 from diffsal_diffusers.training.validation import step_pictures
 from diffusers import DiffusionPipeline
+from launching import finish, launch
 from media_files import make_video
 from PIL import Image
+from reference_weights import reference_tensor
 from safetensors.torch import load_file
 from stand_ins import TINY_DECODER, TINY_UMT, tiny_pipeline, tiny_salfom
 
 from diffsal_diffusers import InputError, SalFoMPipeline, SaliencyPipelineOutput, SaliencyProcessor, load_pipeline
 from diffsal_diffusers.cli import main
+from diffsal_diffusers.conversion.checkpoint import sources_by_name
+from diffsal_diffusers.conversion.salfom import DECODER_NAMES, umt_sources
 from diffsal_diffusers.data import SaliencyClips, SyntheticScene, load_saliency_dataset
 from diffsal_diffusers.evaluation import PipelinePredictor
 
@@ -151,6 +155,12 @@ class TestPipeline:
         with pytest.raises(InputError, match=message):
             pipe(**{"video": frames} | arguments)
 
+    def test_a_processor_that_does_not_fit(self, pipe):
+        for changes, numbers in (({"num_frames": 8, "target_frame": 7}, "8 and 7"), ({"target_frame": 8}, "16 and 8")):
+            config = dict(pipe.processor.config) | {"clip_start": "repeat"} | changes
+            with pytest.raises(InputError, match=f"takes 16 frames and predicts the last one.* are {numbers}"):
+                SalFoMPipeline(pipe.salfom, SaliencyProcessor.from_config(config))
+
     def test_its_processor_reads_no_sound(self, pipe):
         with pytest.raises(InputError, match="reads no sound"):
             pipe.processor.log_mel_slices(None, [[0.0, 1.0]])
@@ -188,8 +198,8 @@ class TestCommands:
         assert len(list((out / "clip_saliency").iterdir())) == 20
         assert len((out / "clip_attention.csv").read_text().splitlines()) == 21
         for options, message in (
-            (["--steps", "4"], "`num_inference_steps` is for denoising"),
-            (["--ensemble", "2"], "`ensemble_size` is for denoising"),
+            (["--steps", "4"], "--steps is for models that denoise, and"),
+            (["--ensemble", "2"], "--ensemble is for models that denoise"),
             (["--scheduler", "ddpm"], "--scheduler is for models that denoise"),
         ):
             assert main([*command, *options]) == 1
@@ -204,12 +214,14 @@ class TestCommands:
         scores = json.loads((tmp_path / "out" / "scores.json").read_text())
         assert scores["settings"]["steps"] is None and scores["settings"]["modality"] == "v"
         assert main([*command, "--steps", "2"]) == 1
-        assert "is for denoising" in capfd.readouterr().err
+        assert "--steps is for models that denoise" in capfd.readouterr().err
+        assert main([*command, "--modality", "av"]) == 1
+        assert "the modality 'av' is more than this model takes, which is 'v'" in capfd.readouterr().err
 
     def test_the_predictor_says_so_at_once(self, pipe):
         with pytest.raises(InputError, match="`ensemble_size` is for denoising"):
             PipelinePredictor(pipe, ensemble_size=3)
-        with pytest.raises(InputError, match="`modality` = 'av' is more than this model takes, which is 'v'"):
+        with pytest.raises(InputError, match="the modality 'av' is more than this model takes, which is 'v'"):
             PipelinePredictor(pipe, "av")
         assert (PipelinePredictor(pipe).modality, PipelinePredictor(tiny_pipeline()).modality) == ("v", "av")
 
@@ -220,6 +232,35 @@ class TestCommands:
         assert "GFLOP a clip" in out and "denoising" not in out
         total = sum(p.numel() for p in load_pipeline(folder).salfom.parameters()) / 1e6
         assert f"{total:.2f} M parameters" in out
+
+    def test_a_checkpoint_of_a_small_salfom(self, tmp_path, capfd, monkeypatch):
+        """Named and shaped as the authors', with what nothing reads."""
+        tiny = tiny_salfom()
+        decoder, encoder = tiny.salfom.decoder, tiny.salfom.video_encoder
+        monkeypatch.setattr(SalFoMPipeline, "from_encoder", lambda *args, **kwargs: tiny)
+        sources = (sources_by_name(decoder, DECODER_NAMES) | umt_sources(encoder, "encoder.")).values()
+        shapes = {name: shape for source in sources for name, shape in source.shapes.items()}
+        tensors = {name: reference_tensor(name, shape) for name, shape in shapes.items()}
+        tensors |= {f"transformer_{i}.norm.weight": torch.zeros(8) for i in (1, 2, 3)}
+        index = "transformer_1.layers.0.blocks.0.attn.relative_position_index"
+        tensors |= {index: torch.zeros(2, 2, dtype=torch.long), "final_map.bias": torch.zeros(1)}
+        torch.save(
+            {"state_dict": {f"module.{name}": tensor for name, tensor in tensors.items()}}, tmp_path / "file.pth"
+        )
+        assert main(["convert", "salfom", str(tmp_path / "file.pth"), str(tmp_path / "out")]) == 0
+        out = capfd.readouterr().out
+        assert "5 tensors:" in out and index in out and f"diffsal predict VIDEO --model {tmp_path / 'out'}" in out
+        made = load_pipeline(tmp_path / "out").salfom
+        assert torch.equal(made.decoder.sfd.scales[3][2].weight, tensors["conv_2D_8.weight"])
+        assert torch.equal(made.decoder.tcfe.stages[1].blocks[1].mlp[2].bias, tensors[
+            "transformer_2.layers.0.blocks.1.mlp.fc2.bias"
+        ])  # fmt: skip
+        key = made.video_encoder.encoder.layer[1].attention.attention.key.weight
+        assert torch.equal(key, tensors["encoder.blocks.1.attn.qkv.weight"][16:32])
+        without = {name: tensor for name, tensor in tensors.items() if name != "encoder.pos_embed"}
+        torch.save(without, tmp_path / "file.pth")
+        assert main(["convert", "salfom", str(tmp_path / "file.pth"), str(tmp_path / "other")]) == 1
+        assert "tensors missing: 1, the first is encoder.pos_embed" in capfd.readouterr().err
 
     def test_a_checkpoint_that_is_not_salfoms(self, tmp_path, capfd, monkeypatch):
         tiny = tiny_salfom()
@@ -290,6 +331,36 @@ class TestTraining:
         changed = {n for n, v in last.salfom.state_dict().items() if not torch.equal(v, before[n])}
         assert changed and all(name.startswith("video_encoder.") for name in changed)
 
+    def test_a_folder_of_another_kind(self, folder, tmp_path):
+        for model, message in (
+            ({"folder": str(folder), "kind": "diffsal"}, "`model.kind` is salfom there, and diffsal in this config"),
+            ({"folder": "tiny", "kind": "salfom"}, "tiny: `model.kind` is diffsal there, and salfom"),
+            ({"folder": str(folder), "salfom": {"depth": 3}}, "`model.salfom` is for a new network"),
+        ):
+            with pytest.raises(InputError, match=message):
+                build_pipeline(build_config(self.config(tmp_path, model=model)))
+
+    def test_what_the_map_does_not_read_is_not_trained(self, tmp_path):
+        """The encoder's finest and coarsest scales: processes would wait for their gradients."""
+        pipe = build_pipeline(build_config(self.config(tmp_path)))
+        frozen = {n for n, p in pipe.salfom.named_parameters() if not p.requires_grad}
+        assert frozen and all(name.startswith("video_encoder.") for name in frozen)
+        pipe.salfom.train()(torch.randn(1, 3, 4, 32, 64)).saliency.sum().backward()
+        assert all((p.grad is not None) == p.requires_grad for p in pipe.salfom.parameters())
+
+    @pytest.mark.parametrize("sharded", [None, "fsdp"])
+    def test_two_processes_are_one(self, tmp_path, sharded):
+        model = TINY["model"] if sharded is None else TINY["model"] | {"video": "umt_l16", "video_config": TINY_UMT}
+        settings = self.config(tmp_path / "two", model=model, steps=2)
+        code, _, err = finish(launch(settings, tmp_path, processes=2, sharded=sharded))
+        assert code == 0, err
+        train(build_config(settings | {"output": str(tmp_path / "one")}))
+        one, two = (
+            load_file(tmp_path / run / "checkpoints" / "step-00000002" / "salfom" / WEIGHTS) for run in ("one", "two")
+        )
+        for name in one:
+            torch.testing.assert_close(one[name], two[name], atol=1e-4, rtol=1e-4)  # they moved by 2e-3
+
     @pytest.mark.parametrize(
         ("changes", "message"),
         [
@@ -299,12 +370,15 @@ class TestTraining:
             ({"model": {"lora_rank": 4}}, "`model.lora_rank` is for DiffSal"),
             ({"model": {"audio": "log_mel_cnn"}}, "`model.audio` is for DiffSal"),
             ({"model": {"unet": {"attention": "sca"}}}, "`model.unet` is for DiffSal"),
-            ({"model": {"freeze": ["unet"]}}, "`model.freeze`: this model has video_encoder, decoder, got 'unet'"),
+            ({"model": {"freeze": ["unet"]}}, "`model.freeze`: this model has decoder, video_encoder, got 'unet'"),
             ({"learning_rate_scale": {"unet": 0.1}}, "`learning_rate_scale`: this model has"),
             ({"model": {"freeze": ["video_encoder", "decoder"]}}, "nothing is left to train"),
-            ({"model": {"salfom": {"width": 3}}}, "there is no key `model.salfom.width`; there are encoder,"),
+            ({"model": {"salfom": {"num_attention_heads": 0}}}, "`num_attention_heads` must be at least 1"),
+            ({"model": {"video_config": {"num_frames": 8}}}, "must not have 'num_frames'"),
+            ({"model": {"salfom": {"width": 3}}}, "there is no key `model.salfom.width`; there are decoder_channels,"),
+            ({"model": {"salfom": {"encoder": "umt_b16"}}}, "there is no key `model.salfom.encoder`"),
             ({"model": {"kind": "diffsal"}}, "`model.salfom` is for `model.kind` salfom"),
-            ({"model": {"kind": "tased"}}, "`model.kind` must be one of diffsal, salfom, got 'tased'"),
+            ({"model": {"kind": "tased"}}, "`model.kind` must be one of None, diffsal, salfom, got 'tased'"),
             ({"model": {"video": None}}, "`model.video` must name an encoder"),
             ({"model": {"num_frames": 5}}, "the encoder gives 3"),
         ],

@@ -8,8 +8,6 @@ import random
 import resource
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -27,6 +25,7 @@ from diffsal_diffusers.training.config import build_config
 from diffsal_diffusers.training.train import main, train
 from diffsal_diffusers.training.validation import step_pictures
 from diffusers import DiffusionPipeline
+from launching import finish, launch
 from media_files import make_video
 from safetensors.torch import load_file
 from stand_ins import TINY_UNET, tiny_pipeline
@@ -59,30 +58,6 @@ VALIDATION = {"data": {"name": "synthetic", "split": "validation", "limit": 3}, 
 
 def config(output: Path, **changes) -> dict:
     return TINY | {"output": str(output)} | changes
-
-
-def launch(
-    settings: dict, folder: Path, *args, processes: int = 1, sharded: str | None = None, **kwargs
-) -> subprocess.Popen:
-    """Starts the command as a user does, in processes of its own."""
-    file = folder / f"{Path(settings['output']).name}.yaml"
-    file.write_text(yaml.safe_dump(settings))
-    # `accelerate launch` starts several processes for GPUs only; on the CPU torchrun does.
-    if processes == 1:
-        command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_cpu_threads_per_process", "1"]
-    else:
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-    if sharded is None:
-        command += [str(ROOT / "training" / "train.py")]
-    else:
-        command += [str(ROOT / "tests" / "sharded_on_cpu.py"), sharded]
-    command += ["--config", str(file), *args]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **kwargs)
-
-
-def finish(process: subprocess.Popen) -> tuple[int, str, str]:
-    out, err = process.communicate(timeout=300)
-    return process.returncode, out, err
 
 
 def losses(output: Path) -> dict[int, float]:

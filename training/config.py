@@ -17,7 +17,7 @@ from ..metrics import METRICS
 CONFIGS = Path(__file__).parent / "configs"
 LR_SCHEDULES = tuple(kind.value for kind in SchedulerType if kind != SchedulerType.PIECEWISE_CONSTANT)  # needs rules
 COMPONENTS = ("unet", "video_encoder", "audio_encoder", "decoder")
-KINDS = ("diffsal", "salfom")
+KINDS = (None, "diffsal", "salfom")
 
 
 @dataclass
@@ -29,7 +29,7 @@ class ModelConfig:
             `frame_size`, `freeze` and `lora_rank`; else a new pipeline is built from the encoders and the settings
             below.
         kind: `diffsal`, or `salfom` for a network that predicts in one pass, from pictures alone: what is about sound,
-            noise and the Saliency-UNet is not for it.
+            noise and the Saliency-UNet is not for it. Null for that of `folder`, `diffsal` of a new pipeline.
         video, audio: names of encoders, see `DiffSalPipeline.from_encoders` and `SalFoMPipeline.from_encoder`. A
             pipeline from `folder` without an audio encoder gets this one; null leaves it without.
         video_config: further settings of the video encoder.
@@ -48,7 +48,7 @@ class ModelConfig:
     """
 
     folder: str | None = None
-    kind: str = "diffsal"
+    kind: str | None = None
     video: str | None = "mvit_v2_s"
     audio: str | None = "vggish"
     video_config: dict[str, Any] = field(default_factory=dict)

@@ -7,6 +7,7 @@ import torch
 from accelerate import Accelerator
 
 from ..data import SaliencyClips
+from ..modeling import count_parameters
 from ..pipelines import SalFoMPipeline, SaliencyPipeline
 from .config import TrainingConfig
 
@@ -66,8 +67,7 @@ def summarize(
     lines = ["what trains:"]
     for name, part in pipe.networks.items():
         trained = sum(p.numel() for p in part.parameters() if p.requires_grad)
-        every = sum(p.numel() for p in part.parameters())
-        lines.append(f"  {name:14} {trained / 1e6:8.2f} of {every / 1e6:.2f} M parameters")
+        lines.append(f"  {name:14} {trained / 1e6:8.2f} of {count_parameters(part) / 1e6:.2f} M parameters")
     lines.append("on what:")
     weights = sum(data.weight for data in config.data)
     for data, dataset in zip(config.data, clips, strict=True):

@@ -88,7 +88,7 @@ class DiffSalTraining(SaliencyTraining):
             config.seed, step, places, size,
             self.scheduler.config.num_train_timesteps, config.timestep_shift, config.drop_video, config.drop_audio,
             config.self_aligned,
-        ).to(next(self.parameters()).device)  # fmt: skip
+        )  # fmt: skip
 
     def forward(self, batch: dict[str, torch.Tensor], chance: StepNoise) -> torch.Tensor:
         """

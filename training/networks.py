@@ -5,6 +5,7 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from diffsal_diffusers.schedulers import create_scheduler
 
 from ..encoders import create_video_encoder
@@ -41,12 +42,17 @@ def build_pipeline(config: TrainingConfig) -> SaliencyPipeline:
     """
     model = config.model
     check_keys("model.unet", model.unet, SaliencyUNet)
-    check_keys("model.salfom", model.salfom, SalFoM)
+    check_keys("model.salfom", model.salfom, SalFoM, ("encoder", "encoder_config", "num_frames"))
     try:
         if model.folder is None:
             pipe = create_salfom(model) if model.kind == "salfom" else create_diffsal(model)
         else:
             pipe = load_pipeline(model.folder)
+            kind = "salfom" if isinstance(pipe, SalFoMPipeline) else "diffsal"
+            if model.kind not in (None, kind):
+                raise InputError(f"{model.folder}: `model.kind` is {kind} there, and {model.kind} in this config")
+            if model.salfom:
+                raise InputError("`model.salfom` is for a new network; with `model.folder` its own settings stay")
             if isinstance(pipe, DiffSalPipeline):
                 if not isinstance(pipe.unet, SaliencyUNet):
                     raise InputError(f"{model.folder}: the released network can predict, and cannot be trained here")
@@ -72,6 +78,7 @@ def build_pipeline(config: TrainingConfig) -> SaliencyPipeline:
         prepare_diffsal(pipe, config)
     else:
         check_without_denoising(config)
+        freeze_unread(pipe)
     if config.gradient_checkpointing:
         for name, part in pipe.networks.items():
             if name not in model.freeze and getattr(part, "_supports_gradient_checkpointing", False):
@@ -79,9 +86,9 @@ def build_pipeline(config: TrainingConfig) -> SaliencyPipeline:
     return pipe
 
 
-def check_keys(path: str, settings: Mapping[str, Any], network: type) -> None:
-    """Refuses settings that a network does not have."""
-    known = inspect.signature(network).parameters
+def check_keys(path: str, settings: Mapping[str, Any], network: type, elsewhere: tuple[str, ...] = ()) -> None:
+    """Refuses settings that a network does not have, or that other keys of the config set."""
+    known = [key for key in inspect.signature(network).parameters if key not in elsewhere]
     for key in settings:
         if key not in known:
             raise InputError(f"there is no key `{path}.{key}`; there are {', '.join(known)}")
@@ -95,6 +102,22 @@ def check_without_denoising(config: TrainingConfig) -> None:
             value = getattr(value, name)
         if value not in allowed:
             raise InputError(f"`{path}` is for DiffSal, and SalFoM neither denoises nor listens: leave it out")
+
+
+def freeze_unread(pipe: SalFoMPipeline) -> None:
+    """No gradient for what does not reach the map: an encoder's parts for scales other than the one that SalFoM reads.
+    Processes that train together wait for the gradients of all that has one."""
+    config = pipe.processor.config
+    with torch.device("meta"):
+        probe = SalFoM.from_config(pipe.salfom.config)
+        try:
+            saliency = probe(torch.zeros(1, 3, config.num_frames, *config.frame_size)).saliency
+        except Exception:  # a user's own encoder may not run without data: all of it is taken to be read
+            return
+        saliency.sum().backward()
+    for parameter, probed in zip(pipe.salfom.parameters(), probe.parameters(), strict=True):
+        if probed.grad is None:
+            parameter.requires_grad_(False)
 
 
 def prepare_diffsal(pipe: DiffSalPipeline, config: TrainingConfig) -> None:

@@ -176,6 +176,8 @@ def train(config: TrainingConfig, resume: str | None = None) -> Path:
                 views = (view.to(accelerator.device) for view in draw_views(config.seed, step, places))
                 batch = change_view(batch, *views)
             chance = module.draw_chance(step, places, size)
+            if chance is not None:
+                chance = chance.to(accelerator.device)
             # Networks that drop parts at random draw from torch's own generator: let that follow from the step, too.
             torch.manual_seed((config.seed * 1_000_003 + step) * 65_537 + begin)
             last = part == config.accumulation - 1

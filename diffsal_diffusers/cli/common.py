@@ -98,9 +98,11 @@ def prepare_model(args: argparse.Namespace) -> SaliencyPipeline:
     pipe = load_model(args.model).to(device)
     if args.dtype != "float32":
         pipe.to(DTYPES[args.dtype])
+    of_denoising = {"--steps": args.steps, "--scheduler": args.scheduler, "--ensemble": args.ensemble > 1}
+    for option, value in of_denoising.items():
+        if value and "scheduler" not in pipe.components:
+            raise InputError(f"{option} is for models that denoise, and {args.model} predicts in one pass")
     if args.scheduler:
-        if "scheduler" not in pipe.components:
-            raise InputError(f"--scheduler is for models that denoise, and {args.model} predicts in one pass")
         pipe.scheduler = create_scheduler(args.scheduler, pipe.scheduler.config)
     return pipe
 

@@ -6,6 +6,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..encoders import list_audio_encoders, list_video_encoders
+from ..modeling import count_parameters
 from ..pipelines import SalFoMPipeline, SaliencyPipeline
 from ..schedulers import SCHEDULERS
 from .common import add_model_argument, load_model
@@ -65,7 +66,7 @@ def run_info(args: argparse.Namespace) -> int:
     for name, component in (pipe.components | pipe.networks).items():
         size = ""
         if name in pipe.networks:
-            parameters = sum(p.numel() for p in component.parameters())
+            parameters = count_parameters(component)
             total += parameters
             size = f"{parameters / 1e6:.2f} M parameters"
         kind = "-" if component is None else type(component).__name__

@@ -1,10 +1,8 @@
 """The weights of SalFoM, and of the video foundation model that it is built on, from their published files."""
 
-from collections.abc import Mapping
 from os import PathLike
 
 import torch
-from torch import nn
 
 from ..encoders import UMTEncoder, create_video_encoder
 from ..encoders.umt import TABLE_GRID, resize_positions
@@ -28,18 +26,21 @@ DECODER_NAMES: Names = (
         (rf"tcfe\.stages\.{i}\.{ours}", f"transformer_{i + 1}.{published}")
         for i in range(3)
         for ours, published in (
+            (r"patch_embed\.", "patch_embed.proj."),
             (r"blocks\.(\d)\.mlp\.0\.", r"layers.0.blocks.\1.mlp.fc1."),
-            (r"blocks\.(\d)\.mlp\.3\.", r"layers.0.blocks.\1.mlp.fc2."),
+            (r"blocks\.(\d)\.mlp\.2\.", r"layers.0.blocks.\1.mlp.fc2."),
             (r"blocks\.", "layers.0.blocks."),
-            ("", ""),
         )
     ),
     *((rf"dfd\.convs\.{i}\.", f"conv_{i + 1}.") for i in range(6)),
-    *((rf"sfd\.time_convs\.{i}\.", f"conv_t1_{i + 1}.") for i in range(4)),
-    *((rf"sfd\.convs\.{i}\.", f"conv_2D_{i + 1}.") for i in range(9)),
+    *((rf"sfd\.time_convs\.{2 * i}\.", f"conv_t1_{i + 1}.") for i in range(4)),
+    *(
+        (rf"sfd\.scales\.{scale}\.", f"conv_2D_{i + 1}.")
+        for i, scale in enumerate((r"0\.0", r"0\.2", r"0\.4", r"1\.0", r"1\.2", r"2\.0", r"3\.0", r"3\.2", r"4\.0"))
+    ),
     *((rf"sfd\.laterals\.0\.{2 * i}\.", f"conv_t2_{i + 1}.") for i in range(3)),
     *((rf"sfd\.laterals\.1\.{2 * i}\.", f"conv_t3_{i + 1}.") for i in range(2)),
-    *((rf"head\.{i}\.", f"conv_{i + 7}.") for i in range(3)),
+    *((rf"head\.{2 * i}\.", f"conv_{i + 7}.") for i in range(3)),
 )
 UMT_UNUSED = (r"(fc_)?norm\.(weight|bias)", r"head\.(weight|bias)")
 SALFOM_UNUSED = (
@@ -52,7 +53,7 @@ SALFOM_UNUSED = (
 VARIANTS = {768: "umt_b16", 1024: "umt_l16"}
 
 
-def umt_sources(encoder: UMTEncoder, tensors: Mapping[str, torch.Tensor], prefix: str) -> dict[str, Source]:
+def umt_sources(encoder: UMTEncoder, prefix: str) -> dict[str, Source]:
     """What an encoder's tensors are made of, of published ones whose names begin with `prefix`."""
     channels = encoder.config.hidden_size
     sources = sources_by_name(encoder, [(pattern, prefix + to) for pattern, to in UMT_NAMES] + [("", prefix)])
@@ -62,28 +63,18 @@ def umt_sources(encoder: UMTEncoder, tensors: Mapping[str, torch.Tensor], prefix
                 ((published, _),) = sources[name].shapes.items()
                 rows = slice(i * channels, (i + 1) * channels)
                 sources[name] = Source({published: (3 * channels, channels)}, lambda qkv, rows=rows: qkv[rows])
-    # Positions that are not learned may be missing: they are the initial ones. They may be for fewer frames.
-    positions, grid = tensors.get(f"{prefix}pos_embed"), TABLE_GRID[1:]
-    if positions is None:
-        sources["pos_embed"] = Source({}, lambda: encoder.pos_embed.detach())
-    else:
-        tokens = positions.shape[1] if positions.ndim == 3 else 0
-        slices = max(tokens // (grid[0] * grid[1]), 1)
-        shape, size = (1, slices * grid[0] * grid[1], channels), tuple(encoder.pos_embed.shape[:3])
-        sources["pos_embed"] = Source(
-            {f"{prefix}pos_embed": shape},
-            lambda table: resize_positions(table.view(slices, *grid, channels), size),
-        )
+    sources["pos_embed"] = positions_source(encoder, prefix, encoder.config.num_frames)
     return sources
 
 
-def decoder_sources(decoder: nn.Module) -> dict[str, Source]:
-    """What the decoder's tensors are made of."""
-    sources = sources_by_name(decoder, DECODER_NAMES)
-    for name, tensor in decoder.state_dict().items():
-        if name.endswith("relative_position_index"):
-            sources[name] = Source({}, lambda tensor=tensor: tensor)
-    return sources
+def positions_source(encoder: UMTEncoder, prefix: str, slices: int) -> Source:
+    """What the positions are made of, of published ones for so many slices."""
+    *grid, channels = encoder.pos_embed.shape[1:]
+    size = tuple(encoder.pos_embed.shape[:3])
+    return Source(
+        {f"{prefix}pos_embed": (1, slices * grid[0] * grid[1], channels)},
+        lambda table: resize_positions(table.view(slices, *grid, channels), size),
+    )
 
 
 def convert_umt(file: str | PathLike) -> tuple[UMTEncoder, list[str]]:
@@ -96,13 +87,20 @@ def convert_umt(file: str | PathLike) -> tuple[UMTEncoder, list[str]]:
         InputError: the file is damaged, or not that.
     """
     tensors = read_checkpoint(file)
-    patch_embed = tensors.get("patch_embed.proj.weight")
-    channels = None if patch_embed is None else patch_embed.shape[0]
+    patch_embed = tensors.get("patch_embed.proj.weight", torch.zeros(()))
+    channels = patch_embed.shape[0] if patch_embed.ndim == 5 else None
     if channels not in VARIANTS:
-        got = "no `patch_embed.proj.weight`" if channels is None else f"{channels} channels"
+        got = "no 5-dimensional `patch_embed.proj.weight`" if channels is None else f"{channels} channels"
         raise InputError(f"{file}: not the weights of UMT ViT-B/16 or ViT-L/16: it has {got}")
     encoder = create_video_encoder(VARIANTS[channels]).eval()
-    networks = [(encoder, umt_sources(encoder, tensors, ""))]
+    sources = umt_sources(encoder, "")
+    positions = tensors.get("pos_embed")
+    if positions is None:  # they are not learned, and the initial ones then
+        sources["pos_embed"] = Source({}, lambda: encoder.pos_embed.detach())
+    elif positions.numel() in {channels * slices * TABLE_GRID[1] * TABLE_GRID[2] for slices in (4, 8, 32, 64)}:
+        slices = positions.numel() // (channels * TABLE_GRID[1] * TABLE_GRID[2])
+        sources["pos_embed"] = positions_source(encoder, "", slices)
+    networks = [(encoder, sources)]
     return encoder, take_tensors(tensors, networks, UMT_UNUSED, file, f"the weights of {VARIANTS[channels]}")
 
 
@@ -118,5 +116,5 @@ def convert_salfom(file: str | PathLike) -> tuple[SalFoMPipeline, list[str]]:
     tensors = read_checkpoint(file)
     pipe = SalFoMPipeline.from_encoder()
     encoder, decoder = pipe.salfom.video_encoder, pipe.salfom.decoder
-    networks = [(encoder, umt_sources(encoder, tensors, "encoder.")), (decoder, decoder_sources(decoder))]
+    networks = [(encoder, umt_sources(encoder, "encoder.")), (decoder, sources_by_name(decoder, DECODER_NAMES))]
     return pipe, take_tensors(tensors, networks, SALFOM_UNUSED, file, "SalFoM's released checkpoint")

@@ -28,8 +28,8 @@ WORKERS = 1024  # that count separately
 class SaliencyClips(Dataset):
     """Clips around every `stride`-th frame of some videos.
 
-    A clip is dated by its target frame; the first and the last frame stand in for those before and after the video.
-    Frames and log-mel slices are the processor's, as a pipeline takes them from the same file.
+    A clip is dated by its target frame. Frames, what stands in for those before and after the video, and log-mel slices
+    are the processor's, as a pipeline takes them from the same file.
 
     Args:
         entries: rows of [`load_saliency_dataset`], streaming or not; they are small and are held in memory.

@@ -20,6 +20,9 @@ from .video import check_frames
 PATCH_SIZE = 16
 TABLE_GRID = (8, 14, 14)  # time slices, rows and columns of tokens that the published positions are made for
 PYRAMID_CHANNELS = (96, 192, 384, 768)
+HOW_TO_CONVERT = (
+    "of UMT's published Kinetics checkpoint `diffsal convert umt CHECKPOINT FOLDER` makes the folder to give"
+)
 Size = tuple[int, int, int]
 
 
@@ -59,7 +62,13 @@ class UMTEncoder(VideoEncoder):
         pyramid_channels: tuple[int, ...] | None = None,
     ):
         super().__init__()
-        if hidden_size % 2 or hidden_size % num_attention_heads:
+        if num_frames < 1:
+            raise InputError(f"`num_frames` must be at least 1, got {num_frames}")
+        if pyramid_channels is not None and (len(pyramid_channels) != len(STRIDES) or min(pyramid_channels) < 1):
+            raise InputError(
+                f"`pyramid_channels` must be four positive numbers or None, got {tuple(pyramid_channels)}"
+            )
+        if hidden_size < 1 or num_attention_heads < 1 or hidden_size % 2 or hidden_size % num_attention_heads:
             raise InputError(
                 f"`hidden_size` must be even and a multiple of `num_attention_heads`, got {hidden_size} and "
                 f"{num_attention_heads}"
@@ -98,14 +107,16 @@ class UMTEncoder(VideoEncoder):
 
     def load_pretrained(self, source: bool | str | PathLike = True) -> None:
         if source is True:
-            raise InputError(
-                "the weights of UMT have no download here; fetch its Kinetics checkpoint, make a folder of it with "
-                "`diffsal convert umt CHECKPOINT FOLDER`, and pass that folder"
-            )
-        weights = read_weights(source)
+            raise InputError(f"the weights of UMT have no download here; {HOW_TO_CONVERT}")
+        try:
+            weights = read_weights(source)
+        except InputError as error:
+            raise InputError(f"{error}; {HOW_TO_CONVERT}") from error
         positions = weights.get("pos_embed")
         if positions is not None and positions.ndim == 4 and positions.shape[1:] == self.pos_embed.shape[1:]:
             weights["pos_embed"] = resize_positions(positions, tuple(self.pos_embed.shape[:3]))
+        if "patch_embed.proj.weight" in weights:
+            raise InputError(f"{source}: these are published names; {HOW_TO_CONVERT}")
         load_weights(self, weights, source, own=("pyramid.",), unused=("pyramid.",) if self.pyramid is None else ())
 
 
@@ -153,4 +164,4 @@ def resize_positions(table: torch.Tensor, size: Size) -> torch.Tensor:
         flat = rearrange(table, "t h w c -> (h w) c t")
         flat = F.interpolate(flat, size=slices, mode="linear")
         table = rearrange(flat, "(h w) c t -> t h w c", h=grid[0])
-    return table
+    return table.contiguous()

@@ -52,7 +52,7 @@ class PipelinePredictor:
         if modality not in MODALITIES:
             raise InputError(f"`modality` must be one of {', '.join(MODALITIES)}, got {modality!r}")
         if not set(modality) <= set(able):
-            raise InputError(f"`modality` = {modality!r} is more than this model takes, which is {able!r}")
+            raise InputError(f"the modality {modality!r} is more than this model takes, which is {able!r}")
         of_denoising = settings.keys() & {"num_inference_steps", "ensemble_size"}
         pipe.check_denoising(**{name: settings[name] for name in of_denoising})
         self.pipe, self.modality, self.seed, self.settings = pipe, modality, seed, settings

@@ -32,7 +32,8 @@ class ClipWindow(NamedTuple):
     @property
     def frame_times(self) -> list[float]:
         """Times of the clip's frames in seconds. Where a frame stands in for others, before the first or after the
-        last, time goes on at the pace of the two frames next to it: sound is heard there too."""
+        last, time goes on at the pace of the two frames next to it: sound is heard there too. Not for clips that are
+        mirrored, which have no sound."""
         shown = list({frame.index: frame.time for frame in self.frames}.items())
         if len(shown) < 2:
             return [frame.time for frame in self.frames]
