@@ -28,7 +28,7 @@ WORKERS = 1024  # that count separately
 class SaliencyClips(Dataset):
     """Clips around every `stride`-th frame of some videos.
 
-    A clip is dated by its target frame. Frames, what stands in for those before and after the video, and log-mel slices
+    A clip is dated by its target frame. Frames, those that stand in before and after the video too, and log-mel slices
     are the processor's, as a pipeline takes them from the same file.
 
     Args:
