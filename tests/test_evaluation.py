@@ -209,6 +209,15 @@ class TestPredictors:
         with pytest.raises(InputError, match="`modality` must be one of av, v, a, got 'x'"):
             PipelinePredictor(pipe, "x")
 
+    def test_a_model_that_does_not_listen(self):
+        """On a video with sound of its own it predicts from the picture, and sound alone is refused at once."""
+        scene = SyntheticScene(0, num_frames=3, size=(48, 80))
+        deaf = tiny_pipeline(audio=None)
+        predict = PipelinePredictor(deaf)
+        assert predict.modality == "v" and len(list(predict(scene, range(3)))) == 3
+        with pytest.raises(InputError, match="the modality 'a' is more than this model takes, which is 'v'"):
+            PipelinePredictor(deaf, "a")
+
     def test_baselines(self, root):
         scene = SyntheticScene(0, num_frames=4, size=(96, 160))
         frames = range(0, 4, 2)
