@@ -18,7 +18,7 @@ from ..modeling import STRIDES
 from ..models import ReleasedConditions, ReleasedSaliencyUNet, SaliencyConditions, SaliencyUNet
 from ..processing import SaliencyProcessor
 from ..schedulers import check_num_steps, check_scheduler, create_scheduler
-from .pipeline_saliency import ClipPredictor, SaliencyPipeline, check_finite, check_positive_integer
+from .pipeline_saliency import ClipPredictor, Denoising, SaliencyPipeline, check_finite, check_positive_integer
 
 NEEDS_SOUND = "the released network needs it; for videos without, convert the release's video-only checkpoint"
 
@@ -138,28 +138,18 @@ class DiffSalPipeline(SaliencyPipeline):
             default_frame_stride=frame_stride,
         )
 
-    def check_denoising(
-        self,
-        num_inference_steps: int | None = None,
-        ensemble_size: int = 1,
-        output_uncertainty: bool = False,
-        audio_guidance_scale: float = 1.0,
-        independent_noise: bool = False,
-        callback_on_step_end: Callable | None = None,
-        callback_on_step_end_tensor_inputs: list[str] = (),
-    ) -> None:
+    def check_denoising(self, denoising: Denoising) -> None:
         check_scheduler(self.scheduler)
-        if num_inference_steps is None:
-            num_inference_steps = self.config.default_num_inference_steps
-        for name, value in (("num_inference_steps", num_inference_steps), ("ensemble_size", ensemble_size)):
+        steps = self._num_steps(denoising)
+        for name, value in (("num_inference_steps", steps), ("ensemble_size", denoising.ensemble_size)):
             check_positive_integer(name, value)
-        check_finite("audio_guidance_scale", audio_guidance_scale)
-        check_num_steps(self.scheduler, num_inference_steps)
-        if audio_guidance_scale != 1.0 and isinstance(self.unet, ReleasedSaliencyUNet):
+        check_finite("audio_guidance_scale", denoising.audio_guidance_scale)
+        check_num_steps(self.scheduler, steps)
+        if denoising.audio_guidance_scale != 1.0 and isinstance(self.unet, ReleasedSaliencyUNet):
             raise InputError("`audio_guidance_scale` must be 1 for the released network, which knows no silence")
-        if output_uncertainty and ensemble_size == 1:
+        if denoising.output_uncertainty and denoising.ensemble_size == 1:
             raise InputError("`output_uncertainty=True` needs an `ensemble_size` of at least 2, got 1")
-        unknown = set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs)
+        unknown = set(denoising.callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs)
         if unknown:
             raise InputError(
                 f"`callback_on_step_end_tensor_inputs` may name {', '.join(self._callback_tensor_inputs)}, "
@@ -179,23 +169,19 @@ class DiffSalPipeline(SaliencyPipeline):
                 raise InputError(f"{NEEDS_SOUND}; predict with its sound")
         super().check_inputs(video, audio, *args, **kwargs)
 
+    def _num_steps(self, denoising: Denoising) -> int:
+        steps = denoising.num_inference_steps
+        return self.config.default_num_inference_steps if steps is None else steps
+
     def clip_predictor(
-        self,
-        sound: AudioSource | None,
-        generator: torch.Generator | None,
-        num_inference_steps: int | None,
-        ensemble_size: int,
-        output_uncertainty: bool,
-        audio_guidance_scale: float,
-        independent_noise: bool,
-        callback_on_step_end: Callable | None,
-        callback_on_step_end_tensor_inputs: list[str],
+        self, sound: AudioSource | None, generator: torch.Generator | None, denoising: Denoising
     ) -> ClipPredictor:
         """What predicts the clips of one video, in their order: by encoding them and by denoising (algorithm 2)."""
         # 1. One seed for the whole video: every map draws its noise from a generator of its own.
         device = "cpu" if generator is None else generator.device
         seed = int(torch.randint(2**62, (), generator=generator, device=device))
-        steps = self.config.default_num_inference_steps if num_inference_steps is None else num_inference_steps
+        steps, ensemble_size = self._num_steps(denoising), denoising.ensemble_size
+        guided = denoising.audio_guidance_scale != 1.0
         frame_cache: dict[int, list[torch.Tensor]] = {}
 
         def predict(windows: list[ClipWindow]) -> list[torch.Tensor]:
@@ -205,13 +191,13 @@ class DiffSalPipeline(SaliencyPipeline):
             height, width = self.processor.config.frame_size
             conditions = self.unet.encode_conditions(height, width, video_features, audio_features)
             without_sound = None
-            if audio_guidance_scale != 1.0 and audio_features is not None:
+            if guided and audio_features is not None:
                 without_sound = self.unet.encode_conditions(height, width, video_features, None)
 
             # 3. Denoise.
             generators = [
                 torch.Generator().manual_seed(
-                    seed + member + (window.target.index * ensemble_size if independent_noise else 0)
+                    seed + member + (window.target.index * ensemble_size if denoising.independent_noise else 0)
                 )
                 for window in windows
                 for member in range(ensemble_size)
@@ -221,14 +207,14 @@ class DiffSalPipeline(SaliencyPipeline):
                 generators,
                 steps,
                 without_sound=without_sound,
-                audio_guidance_scale=audio_guidance_scale,
-                callback=callback_on_step_end,
-                callback_tensors=callback_on_step_end_tensor_inputs,
+                audio_guidance_scale=denoising.audio_guidance_scale,
+                callback=denoising.callback_on_step_end,
+                callback_tensors=denoising.callback_on_step_end_tensor_inputs,
             )  # b*e 1 h w
 
             # 4. Reduce the ensemble.
             maps = maps.unflatten(0, (len(windows), ensemble_size)).squeeze(2)  # b e h w
-            return [maps.mean(dim=1), maps.std(dim=1)] if output_uncertainty else [maps.mean(dim=1)]
+            return [maps.mean(dim=1), maps.std(dim=1)] if denoising.output_uncertainty else [maps.mean(dim=1)]
 
         return predict
 

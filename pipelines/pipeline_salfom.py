@@ -1,7 +1,7 @@
 """The SalFoM pipeline: a video in, a saliency map for every frame out, one pass of the network each."""
 
 import os
-from collections.abc import Callable
+from dataclasses import fields
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from ..media.audio import AudioSource
 from ..media.windows import ClipWindow
 from ..models import SalFoM
 from ..processing import SaliencyProcessor
-from .pipeline_saliency import ClipPredictor, SaliencyPipeline
+from .pipeline_saliency import ClipPredictor, Denoising, SaliencyPipeline
 
 
 class SalFoMPipeline(SaliencyPipeline):
@@ -93,28 +93,14 @@ class SalFoMPipeline(SaliencyPipeline):
     def networks(self) -> dict[str, torch.nn.Module]:
         return {"decoder": self.salfom.decoder, "video_encoder": self.salfom.video_encoder}
 
-    def check_denoising(
-        self,
-        num_inference_steps: int | None = None,
-        ensemble_size: int = 1,
-        output_uncertainty: bool = False,
-        audio_guidance_scale: float = 1.0,
-        independent_noise: bool = False,
-        callback_on_step_end: Callable | None = None,
-        callback_on_step_end_tensor_inputs: list[str] = (),
-    ) -> None:
-        for name, value, default in (
-            ("num_inference_steps", num_inference_steps, None),
-            ("ensemble_size", ensemble_size, 1),
-            ("output_uncertainty", output_uncertainty, False),
-            ("audio_guidance_scale", audio_guidance_scale, 1.0),
-            ("independent_noise", independent_noise, False),
-            ("callback_on_step_end", callback_on_step_end, None),
-        ):
-            if value != default:
-                raise InputError(f"`{name}` is for denoising, and SalFoM predicts in one pass: leave it out")
+    def check_denoising(self, denoising: Denoising) -> None:
+        for setting in fields(Denoising):
+            if getattr(denoising, setting.name) != setting.default:
+                raise InputError(f"`{setting.name}` is for denoising, and SalFoM predicts in one pass: leave it out")
 
-    def clip_predictor(self, sound: AudioSource | None, generator: torch.Generator | None, **_) -> ClipPredictor:
+    def clip_predictor(
+        self, sound: AudioSource | None, generator: torch.Generator | None, denoising: Denoising
+    ) -> ClipPredictor:
         def predict(windows: list[ClipWindow]) -> list[torch.Tensor]:
             saliency = self.salfom(self.stack_clips(windows, self.salfom.dtype)).saliency  # b 1 h w
             return [saliency.squeeze(1).float()]

@@ -4,6 +4,7 @@ import math
 import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from dataclasses import dataclass
 from itertools import islice
 from numbers import Integral, Real
 from typing import Any
@@ -30,6 +31,19 @@ OUTPUT_TYPES = ("np", "pt", "pil")
 ClipPredictor = Callable[[list[ClipWindow]], list[torch.Tensor]]
 
 
+@dataclass
+class Denoising:
+    """The arguments of [`SaliencyPipeline.__call__`] that are about noise, with their defaults."""
+
+    num_inference_steps: int | None = None
+    ensemble_size: int = 1
+    output_uncertainty: bool = False
+    audio_guidance_scale: float = 1.0
+    independent_noise: bool = False
+    callback_on_step_end: Callable | None = None
+    callback_on_step_end_tensor_inputs: tuple[str, ...] = ("sample",)
+
+
 class SaliencyPipeline(DiffusionPipeline):
     """Base class of the pipelines: the call, the stream, media and outputs.
 
@@ -45,17 +59,8 @@ class SaliencyPipeline(DiffusionPipeline):
         """The networks by name, as they are counted, frozen and trained."""
         return {name: part for name, part in self.components.items() if isinstance(part, torch.nn.Module)}
 
-    def check_denoising(
-        self,
-        num_inference_steps: int | None = None,
-        ensemble_size: int = 1,
-        output_uncertainty: bool = False,
-        audio_guidance_scale: float = 1.0,
-        independent_noise: bool = False,
-        callback_on_step_end: Callable | None = None,
-        callback_on_step_end_tensor_inputs: list[str] = (),
-    ) -> None:
-        """Refuses settings of the denoising, see [`~SaliencyPipeline.__call__`], that cannot be right.
+    def check_denoising(self, denoising: Denoising) -> None:
+        """Refuses settings of the denoising that cannot be right.
 
         Raises:
             InputError: names the argument, the value got and the values allowed.
@@ -63,16 +68,7 @@ class SaliencyPipeline(DiffusionPipeline):
         raise NotImplementedError
 
     def clip_predictor(
-        self,
-        sound: AudioSource | None,
-        generator: torch.Generator | None,
-        num_inference_steps: int | None,
-        ensemble_size: int,
-        output_uncertainty: bool,
-        audio_guidance_scale: float,
-        independent_noise: bool,
-        callback_on_step_end: Callable | None,
-        callback_on_step_end_tensor_inputs: list[str],
+        self, sound: AudioSource | None, generator: torch.Generator | None, denoising: Denoising
     ) -> ClipPredictor:
         """What predicts the clips of one video, in their order."""
         raise NotImplementedError
@@ -265,16 +261,16 @@ class SaliencyPipeline(DiffusionPipeline):
         # 1. Check the arguments.
         if frame_stride is None:
             frame_stride = self.config.default_frame_stride
-        denoising = {
-            "num_inference_steps": num_inference_steps,
-            "ensemble_size": ensemble_size,
-            "output_uncertainty": output_uncertainty,
-            "audio_guidance_scale": audio_guidance_scale,
-            "independent_noise": independent_noise,
-            "callback_on_step_end": callback_on_step_end,
-            "callback_on_step_end_tensor_inputs": callback_on_step_end_tensor_inputs or (),
-        }
-        self.check_denoising(**denoising)
+        denoising = Denoising(
+            num_inference_steps,
+            ensemble_size,
+            output_uncertainty,
+            audio_guidance_scale,
+            independent_noise,
+            callback_on_step_end,
+            tuple(callback_on_step_end_tensor_inputs or ()),
+        )
+        self.check_denoising(denoising)
         self.check_inputs(
             video,
             audio,
@@ -311,7 +307,7 @@ class SaliencyPipeline(DiffusionPipeline):
         return self._stream(
             media,
             clip_windows(frames, stride=frame_stride, **self.processor.clip_settings),
-            self.clip_predictor(sound, generator, **denoising),
+            self.clip_predictor(sound, generator, denoising),
             num_frames=num_frames,
             size=size if match_input_resolution else None,
             batch_size=batch_size,

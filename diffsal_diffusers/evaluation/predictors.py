@@ -16,6 +16,7 @@ from ..data.recordings import frame_times
 from ..errors import InputError
 from ..media.video import open_video
 from ..pipelines import SaliencyPipeline
+from ..pipelines.pipeline_saliency import Denoising
 from .protocol import HUMANS, PredictionError, centre_prior
 
 MODALITIES = ("av", "v", "a")
@@ -54,7 +55,7 @@ class PipelinePredictor:
         if not set(modality) <= set(able):
             raise InputError(f"the modality {modality!r} is more than this model takes, which is {able!r}")
         of_denoising = settings.keys() & {"num_inference_steps", "ensemble_size"}
-        pipe.check_denoising(**{name: settings[name] for name in of_denoising})
+        pipe.check_denoising(Denoising(**{name: settings[name] for name in of_denoising}))
         self.pipe, self.modality, self.seed, self.settings = pipe, modality, seed, settings
 
     def __call__(self, recording: Recording, frames: range) -> Iterator[torch.Tensor]:
