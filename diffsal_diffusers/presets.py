@@ -8,6 +8,7 @@ import torch
 from diffusers import DiffusionPipeline
 
 from .errors import InputError
+from .models import SALFOM_CONFIGS
 from .pipelines import DiffSalPipeline, SalFoMPipeline, SaliencyPipeline
 
 
@@ -30,7 +31,7 @@ PRETRAINED_MODELS = Path(__file__).parent / "pretrained_models"
 UNTRAINED_MODELS: dict[str, Callable[[], SaliencyPipeline]] = {
     "untrained-light": _light,
     "untrained-paper": _paper,
-    "untrained-salfom": SalFoMPipeline.from_encoder,
+    "untrained-salfom": lambda: SalFoMPipeline.from_encoder(**SALFOM_CONFIGS["base"]),
 }
 PIPELINES = (DiffSalPipeline.__name__, SalFoMPipeline.__name__)
 DEFAULT_MODEL = "tiny"

@@ -10,7 +10,7 @@ from diffusers import SchedulerMixin
 from diffusers.utils.torch_utils import randn_tensor
 
 from ..encoders import AudioEncoder, PerFrameVideoEncoder, VideoEncoder, create_audio_encoder, create_video_encoder
-from ..errors import InputError
+from ..errors import InputError, check_finite, check_positive_integer
 from ..media.audio import AudioSource
 from ..media.video import find_sound
 from ..media.windows import ClipWindow
@@ -18,7 +18,7 @@ from ..modeling import STRIDES
 from ..models import ReleasedConditions, ReleasedSaliencyUNet, SaliencyConditions, SaliencyUNet
 from ..processing import SaliencyProcessor
 from ..schedulers import check_num_steps, check_scheduler, create_scheduler
-from .pipeline_saliency import ClipPredictor, Denoising, SaliencyPipeline, check_finite, check_positive_integer
+from .pipeline_saliency import ClipPredictor, Denoising, SaliencyPipeline
 
 NEEDS_SOUND = "the released network needs it; for videos without, convert the release's video-only checkpoint"
 

@@ -1,12 +1,11 @@
 """What the pipelines share: a video in, a saliency map for every frame out, whatever network predicts it."""
 
-import math
 import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import islice
-from numbers import Integral, Real
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,7 @@ from diffusers.utils import logging
 from PIL import Image
 
 from ..encoders import AudioEncoder
-from ..errors import InputError
+from ..errors import InputError, check_finite, check_positive_integer
 from ..media.audio import AudioSource, open_audio
 from ..media.video import DEFAULT_FPS, find_sound, open_video
 from ..media.windows import ClipWindow, clip_windows
@@ -147,9 +146,10 @@ class SaliencyPipeline(DiffusionPipeline):
     ) -> SaliencyPipelineOutput | tuple:
         """Predicts a saliency map for every frame of a video.
 
-        All maps are held in memory; for a long video use [`~SaliencyPipeline.stream`]. The arguments that are about
-        sound and noise (`audio`, `num_inference_steps`, `ensemble_size`, `output_uncertainty`, `audio_guidance_scale`,
-        `independent_noise`, the callback) are for [`DiffSalPipeline`]; [`SalFoMPipeline`] refuses them.
+        All maps are held in memory; for a long video use [`~SaliencyPipeline.stream`]. [`SalFoMPipeline`] neither
+        listens nor denoises: it has no use for a `generator`, and refuses an `audio` to listen to and what is about
+        denoising (`num_inference_steps`, `ensemble_size`, `output_uncertainty`, `audio_guidance_scale`,
+        `independent_noise`, the callback).
 
         Args:
             video: a path of a video file or of a folder of frames; a list of PIL images; an array
@@ -392,15 +392,3 @@ class SaliencyPipeline(DiffusionPipeline):
         if output_type == "np":
             return saliency
         return Image.fromarray((saliency * 65535).round().astype(np.uint16))
-
-
-def check_positive_integer(name: str, value: Any) -> None:
-    """Raises an InputError unless an argument is a whole number above 0."""
-    if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
-        raise InputError(f"`{name}` must be a positive integer, got {value!r}")
-
-
-def check_finite(name: str, value: Any) -> None:
-    """Raises an InputError unless an argument is a finite number."""
-    if not isinstance(value, Real) or isinstance(value, bool) or not math.isfinite(value):
-        raise InputError(f"`{name}` must be a finite number, got {value!r}")

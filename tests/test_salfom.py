@@ -36,7 +36,8 @@ from diffsal_diffusers.encoders import (
     registry,
 )
 from diffsal_diffusers.encoders.umt import resize_positions, sine_cosine_positions
-from diffsal_diffusers.models.salfom import BRANCHES, SALFOM_CONFIGS, LocalityAwareBlock
+from diffsal_diffusers.models import SALFOM_CONFIGS
+from diffsal_diffusers.models.salfom import BRANCHES, LocalityAwareBlock
 
 FIXTURES = Path(__file__).parent / "fixtures" / "released"
 SHAPES = json.loads((FIXTURES / "salfom_keys.json").read_text())
@@ -279,12 +280,17 @@ class TestNetwork:
             ({"branches": "dfd"}, "each once, got 'dfd'"),
             ({"branches": ("dfd", "dfd")}, "each once"),
             ({"branches": ("cnn",)}, "must be a list of some of tcfe, dfd, sfd"),
-            ({"decoder_channels": (8, 8)}, "must be six positive numbers"),
-            ({"decoder_channels": (8, 8, 8, 8, 8, 0)}, "must be six positive numbers"),
-            ({"num_attention_heads": 0}, "`num_attention_heads` must be at least 1, got 0"),
-            ({"depth": 0}, "`depth` must be at least 1, got 0"),
-            ({"encoder_config": {"num_frames": 8}}, "must not have 'num_frames'"),
-            ({"encoder_config": {"pretrained": "umt"}}, "must not have 'pretrained'"),
+            ({"branches": ["dfd", ["sfd"]]}, "must be a list of some"),
+            ({"branches": 5}, "must be a list of some"),
+            ({"decoder_channels": (8, 8)}, "must be six numbers"),
+            ({"decoder_channels": 6}, "must be six numbers, got 6"),
+            ({"decoder_channels": (8, 8, 8, 8, 8, 0)}, r"`decoder_channels\[5\]` must be a positive integer, got 0"),
+            ({"num_attention_heads": 0}, "`num_attention_heads` must be a positive integer, got 0"),
+            ({"depth": 2.5}, "`depth` must be a positive integer, got 2.5"),
+            ({"num_frames": True}, "`num_frames` must be a positive integer, got True"),
+            ({"encoder": None}, "`encoder` must be the name of a registered encoder, got NoneType"),
+            ({"encoder_config": {"num_frames": 8}}, "must not have 'num_frames': pass it to SalFoM itself"),
+            ({"encoder_config": {"pretrained": "umt"}}, "must not have 'pretrained': pass it to `from_encoder`"),
             ({"num_attention_heads": 3}, "must divide the second, fourth and sixth"),
             ({"num_frames": 12}, "1, 2, 4, 8 or 16 time slices until one is left, and the encoder gives 12"),
             ({"num_frames": 32}, "the encoder gives 32"),
@@ -393,6 +399,7 @@ class TestUMTCheckpoint:
             "tensors of another shape: 1, the first is pos_embed": published | {"pos_embed": torch.zeros(1, 100, 768)},
             "shape: 1, the first is pos_embed": published
             | {"pos_embed": torch.zeros(1, 16 * 21 * 21, 768)},  # 336 pixels
+            ": 1, the first is pos_embed": published | {"pos_embed": torch.zeros(1, 16 * 28 * 28, 768)},  # 448 pixels
             "tensors of another shape: 2, the first is pos_embed": published
             | {"patch_embed.proj.weight": torch.zeros(768, 3, 2, 16, 16), "pos_embed": torch.zeros(768)},
             "tensors not known: 1, the first is clip_decoder.weight": published

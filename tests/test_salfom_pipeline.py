@@ -27,6 +27,7 @@ from diffsal_diffusers.cli import main
 from diffsal_diffusers.conversion.checkpoint import sources_by_name
 from diffsal_diffusers.conversion.salfom import DECODER_NAMES, umt_sources
 from diffsal_diffusers.data import SaliencyClips, SyntheticScene, load_saliency_dataset
+from diffsal_diffusers.encoders import EncoderOutput, FeatureInfo, VideoEncoder, register_video_encoder, registry
 from diffsal_diffusers.evaluation import PipelinePredictor
 
 CLIP = Path(__file__).parent.parent / "examples" / "big_buck_bunny.mp4"  # 640x360, 25 fps, 5.3 s, stereo
@@ -221,6 +222,8 @@ class TestCommands:
     def test_the_predictor_says_so_at_once(self, pipe):
         with pytest.raises(InputError, match="`ensemble_size` is for denoising"):
             PipelinePredictor(pipe, ensemble_size=3)
+        with pytest.raises(InputError, match="`independent_noise` is for denoising"):
+            PipelinePredictor(pipe, independent_noise=True)
         with pytest.raises(InputError, match="the modality 'av' is more than this model takes, which is 'v'"):
             PipelinePredictor(pipe, "av")
         assert (PipelinePredictor(pipe).modality, PipelinePredictor(tiny_pipeline()).modality) == ("v", "av")
@@ -336,6 +339,7 @@ class TestTraining:
             ({"folder": str(folder), "kind": "diffsal"}, "`model.kind` is salfom there, and diffsal in this config"),
             ({"folder": "tiny", "kind": "salfom"}, "tiny: `model.kind` is diffsal there, and salfom"),
             ({"folder": str(folder), "salfom": {"depth": 3}}, "`model.salfom` is for a new network"),
+            ({"folder": str(folder), "num_frames": 8}, "`model.num_frames` is for a new network"),
         ):
             with pytest.raises(InputError, match=message):
                 build_pipeline(build_config(self.config(tmp_path, model=model)))
@@ -348,9 +352,30 @@ class TestTraining:
         pipe.salfom.train()(torch.randn(1, 3, 4, 32, 64)).saliency.sum().backward()
         assert all((p.grad is not None) == p.requires_grad for p in pipe.salfom.parameters())
 
-    @pytest.mark.parametrize("sharded", [None, "fsdp"])
-    def test_two_processes_are_one(self, tmp_path, sharded):
-        model = TINY["model"] if sharded is None else TINY["model"] | {"video": "umt_l16", "video_config": TINY_UMT}
+    def test_an_encoder_of_ones_own(self, tmp_path, monkeypatch):
+        """It knows no `num_frames`, and cannot tell without data which of its parts the map reads."""
+
+        class Plain(VideoEncoder):
+            def __init__(self):
+                super().__init__()
+                self.conv = torch.nn.Conv3d(3, 4, (2, 16, 16), (2, 16, 16))
+                self.spare = torch.nn.Linear(2, 2)
+                self.feature_info = [FeatureInfo(4, 16, 8)]
+
+            def forward(self, video):
+                assert video.abs().max().item() >= 0
+                return EncoderOutput(features=[self.conv(video)])
+
+        monkeypatch.setattr(registry, "_VIDEO_ENCODERS", dict(registry._VIDEO_ENCODERS))
+        register_video_encoder("plain")(Plain)
+        model = {"kind": "salfom", "video": "plain", "frame_size": [32, 64], "salfom": LIST_DECODER}
+        pipe = build_pipeline(build_config(self.config(tmp_path, model=model)))
+        assert pipe.processor.config.num_frames == 16
+        assert all(p.requires_grad for p in pipe.salfom.parameters())
+
+    @pytest.mark.parametrize(("sharded", "video"), [(None, "timm"), ("fsdp", "timm"), ("fsdp", "umt")])
+    def test_two_processes_are_one(self, tmp_path, sharded, video):
+        model = TINY["model"] if video == "timm" else TINY["model"] | {"video": "umt_l16", "video_config": TINY_UMT}
         settings = self.config(tmp_path / "two", model=model, steps=2)
         code, _, err = finish(launch(settings, tmp_path, processes=2, sharded=sharded))
         assert code == 0, err
@@ -373,12 +398,12 @@ class TestTraining:
             ({"model": {"freeze": ["unet"]}}, "`model.freeze`: this model has decoder, video_encoder, got 'unet'"),
             ({"learning_rate_scale": {"unet": 0.1}}, "`learning_rate_scale`: this model has"),
             ({"model": {"freeze": ["video_encoder", "decoder"]}}, "nothing is left to train"),
-            ({"model": {"salfom": {"num_attention_heads": 0}}}, "`num_attention_heads` must be at least 1"),
-            ({"model": {"video_config": {"num_frames": 8}}}, "must not have 'num_frames'"),
+            ({"model": {"salfom": {"num_attention_heads": 0}}}, "`num_attention_heads` must be a positive integer"),
+            ({"model": {"video_config": {"num_frames": 8}}}, "`model.video_config.num_frames` must be given as"),
             ({"model": {"salfom": {"width": 3}}}, "there is no key `model.salfom.width`; there are decoder_channels,"),
             ({"model": {"salfom": {"encoder": "umt_b16"}}}, "there is no key `model.salfom.encoder`"),
             ({"model": {"kind": "diffsal"}}, "`model.salfom` is for `model.kind` salfom"),
-            ({"model": {"kind": "tased"}}, "`model.kind` must be one of None, diffsal, salfom, got 'tased'"),
+            ({"model": {"kind": "tased"}}, "`model.kind` must be one of null, diffsal, salfom, got 'tased'"),
             ({"model": {"video": None}}, "`model.video` must name an encoder"),
             ({"model": {"num_frames": 5}}, "the encoder gives 3"),
         ],

@@ -27,7 +27,7 @@ class ModelConfig:
     Args:
         folder: a pipeline's folder to start from, or a name as `tiny`, whose networks and settings stay, but for
             `frame_size`, `freeze` and `lora_rank`; else a new pipeline is built from the encoders and the settings
-            below.
+            below, most of which are refused beside a folder.
         kind: `diffsal`, or `salfom` for a network that predicts in one pass, from pictures alone: what is about sound,
             noise and the Saliency-UNet is not for it. Null for that of `folder`, `diffsal` of a new pipeline.
         video, audio: names of encoders, see `DiffSalPipeline.from_encoders` and `SalFoMPipeline.from_encoder`. A
@@ -283,7 +283,9 @@ def _check(config: TrainingConfig, where: str) -> None:
     }
     for name, (value, known) in choices.items():
         if value not in known:
-            raise InputError(f"{where}: `{name}` must be one of {', '.join(map(str, known))}, got {value!r}")
+            raise InputError(
+                f"{where}: `{name}` must be one of {', '.join(k or 'null' for k in known)}, got {value!r}"
+            )
     for metric in config.validation.metrics:
         if metric not in METRICS:
             raise InputError(f"{where}: there is no metric {metric!r}; there are {', '.join(METRICS)}")

@@ -1,5 +1,6 @@
 """The networks that a run trains: a new pipeline or a folder's, what is frozen of it, and what is added."""
 
+import copy
 import importlib.util
 import inspect
 from collections.abc import Mapping
@@ -34,6 +35,17 @@ WITHOUT_DENOISING = {
 }
 
 
+OF_NEW_NETWORKS = {
+    "video_config": {},
+    "pretrained": False,
+    "num_frames": None,
+    "frame_interval": 1,
+    "num_inference_steps": ModelConfig.num_inference_steps,
+    "frame_stride": 1,
+    "salfom": {},
+}
+
+
 def build_pipeline(config: TrainingConfig) -> SaliencyPipeline:
     """The pipeline to train, its frozen parts frozen, with adapters where they are asked for.
 
@@ -51,8 +63,9 @@ def build_pipeline(config: TrainingConfig) -> SaliencyPipeline:
             kind = "salfom" if isinstance(pipe, SalFoMPipeline) else "diffsal"
             if model.kind not in (None, kind):
                 raise InputError(f"{model.folder}: `model.kind` is {kind} there, and {model.kind} in this config")
-            if model.salfom:
-                raise InputError("`model.salfom` is for a new network; with `model.folder` its own settings stay")
+            for key, default in OF_NEW_NETWORKS.items():
+                if getattr(model, key) != default:
+                    raise InputError(f"`model.{key}` is for a new network; with `model.folder` its own settings stay")
             if isinstance(pipe, DiffSalPipeline):
                 if not isinstance(pipe.unet, SaliencyUNet):
                     raise InputError(f"{model.folder}: the released network can predict, and cannot be trained here")
@@ -108,8 +121,8 @@ def freeze_unread(pipe: SalFoMPipeline) -> None:
     """No gradient for what does not reach the map: an encoder's parts for scales other than the one that SalFoM reads.
     Processes that train together wait for the gradients of all that has one."""
     config = pipe.processor.config
+    probe = copy.deepcopy(pipe.salfom).to("meta").requires_grad_(True).eval()
     with torch.device("meta"):
-        probe = SalFoM.from_config(pipe.salfom.config)
         try:
             saliency = probe(torch.zeros(1, 3, config.num_frames, *config.frame_size)).saliency
         except Exception:  # a user's own encoder may not run without data: all of it is taken to be read
@@ -167,12 +180,15 @@ def create_salfom(model: ModelConfig) -> SalFoMPipeline:
     """A new pipeline on the config's video encoder."""
     if model.video is None:
         raise InputError("`model.video` must name an encoder: SalFoM sees only")
+    for key in ("num_frames", "pretrained"):
+        if key in model.video_config:
+            raise InputError(f"`model.video_config.{key}` must be given as `model.{key}`")
     return SalFoMPipeline.from_encoder(
         model.video,
         pretrained=model.pretrained,
         encoder_config=model.video_config,
         frame_size=(224, 224) if model.frame_size is None else tuple(model.frame_size),
-        num_frames=16 if model.num_frames is None else model.num_frames,
+        num_frames=model.num_frames,
         frame_interval=model.frame_interval,
         frame_stride=model.frame_stride,
         **model.salfom,

@@ -1,5 +1,6 @@
 """The weights of SalFoM, and of the video foundation model that it is built on, from their published files."""
 
+import math
 from os import PathLike
 
 import torch
@@ -97,9 +98,8 @@ def convert_umt(file: str | PathLike) -> tuple[UMTEncoder, list[str]]:
     positions = tensors.get("pos_embed")
     if positions is None:  # they are not learned, and the initial ones then
         sources["pos_embed"] = Source({}, lambda: encoder.pos_embed.detach())
-    elif positions.numel() in {channels * slices * TABLE_GRID[1] * TABLE_GRID[2] for slices in (4, 8, 32, 64)}:
-        slices = positions.numel() // (channels * TABLE_GRID[1] * TABLE_GRID[2])
-        sources["pos_embed"] = positions_source(encoder, "", slices)
+    elif positions.numel() == channels * math.prod(TABLE_GRID):  # for as many slices as their table has
+        sources["pos_embed"] = positions_source(encoder, "", TABLE_GRID[0])
     networks = [(encoder, sources)]
     return encoder, take_tensors(tensors, networks, UMT_UNUSED, file, f"the weights of {VARIANTS[channels]}")
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable, Iterator
+from dataclasses import fields
 from functools import cached_property
 from pathlib import Path
 from typing import Protocol
@@ -54,7 +55,7 @@ class PipelinePredictor:
             raise InputError(f"`modality` must be one of {', '.join(MODALITIES)}, got {modality!r}")
         if not set(modality) <= set(able):
             raise InputError(f"the modality {modality!r} is more than this model takes, which is {able!r}")
-        of_denoising = settings.keys() & {"num_inference_steps", "ensemble_size"}
+        of_denoising = settings.keys() & {field.name for field in fields(Denoising)}
         pipe.check_denoising(Denoising(**{name: settings[name] for name in of_denoising}))
         self.pipe, self.modality, self.seed, self.settings = pipe, modality, seed, settings
 

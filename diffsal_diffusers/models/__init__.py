@@ -1,10 +1,11 @@
 """The networks."""
 
 from .released import ReleasedConditions, ReleasedSaliencyUNet
-from .salfom import SalFoM, SalFoMOutput
+from .salfom import SALFOM_CONFIGS, SalFoM, SalFoMOutput
 from .saliency_unet import SaliencyConditions, SaliencyUNet, SaliencyUNetOutput
 
 __all__ = [
+    "SALFOM_CONFIGS",
     "ReleasedConditions",
     "ReleasedSaliencyUNet",
     "SalFoM",

@@ -17,7 +17,7 @@ from einops import rearrange
 from torch import nn
 
 from ..encoders import create_video_encoder
-from ..errors import InputError
+from ..errors import InputError, check_positive_integer
 from ..modeling import StrictModelMixin
 
 BRANCHES = ("tcfe", "dfd", "sfd")
@@ -300,7 +300,7 @@ class SalFoM(StrictModelMixin, ConfigMixin):
         num_frames: frames of a clip: 16, or for the ablation 8; `None` takes what the encoder was made for, or 16.
         decoder_channels: channels of the six scales of the decoder, coarsest first.
         depth: blocks of each of TCFE's three stages.
-        num_attention_heads: of these blocks; must divide the decoder's second, fourth and sixth channels.
+        num_attention_heads: of these blocks; must divide the second, fourth and sixth channels.
         branches: the decoder's branches, out of `"tcfe"` (transformer), `"dfd"` (3D) and `"sfd"` (2D).
 
     Raises:
@@ -322,7 +322,7 @@ class SalFoM(StrictModelMixin, ConfigMixin):
     ):
         super().__init__()
         encoder_config = {} if encoder_config is None else dict(encoder_config)
-        _check_config(encoder_config, decoder_channels, depth, num_attention_heads, branches)
+        _check_config(encoder, encoder_config, num_frames, decoder_channels, depth, num_attention_heads, branches)
         if num_frames is not None:
             encoder_config["num_frames"] = num_frames
         self.video_encoder = create_video_encoder(encoder, **encoder_config)
@@ -363,22 +363,28 @@ class SalFoM(StrictModelMixin, ConfigMixin):
 
 
 def _check_config(
+    encoder: str,
     encoder_config: dict[str, Any],
+    num_frames: int | None,
     decoder_channels: Sequence[int],
     depth: int,
     num_attention_heads: int,
     branches: Sequence[str],
 ) -> None:
-    for key in ("num_frames", "pretrained"):
+    if not isinstance(encoder, str):
+        raise InputError(f"`encoder` must be the name of a registered encoder, got {type(encoder).__name__}")
+    for key, remedy in (("num_frames", "pass it to SalFoM itself"), ("pretrained", "pass it to `from_encoder`")):
         if key in encoder_config:
-            raise InputError(f"`encoder_config` must not have {key!r}, which is no setting of the encoder alone")
-    if isinstance(branches, str) or not branches or sorted(branches) != sorted(set(branches) & set(BRANCHES)):
+            raise InputError(f"`encoder_config` must not have {key!r}: {remedy}")
+    known = isinstance(branches, (list, tuple)) and all(branch in BRANCHES for branch in branches)
+    if not known or not branches or len(set(branches)) < len(branches):
         raise InputError(f"`branches` must be a list of some of {', '.join(BRANCHES)}, each once, got {branches!r}")
-    if len(decoder_channels) != 6 or min(decoder_channels) < 1:
-        raise InputError(f"`decoder_channels` must be six positive numbers, got {tuple(decoder_channels)}")
-    for name, value in (("depth", depth), ("num_attention_heads", num_attention_heads)):
-        if value < 1:
-            raise InputError(f"`{name}` must be at least 1, got {value}")
+    if not isinstance(decoder_channels, Sequence) or len(decoder_channels) != 6:
+        raise InputError(f"`decoder_channels` must be six numbers, got {decoder_channels!r}")
+    numbers = {f"decoder_channels[{i}]": channels for i, channels in enumerate(decoder_channels)}
+    numbers |= {"depth": depth, "num_attention_heads": num_attention_heads}
+    for name, value in (numbers | ({} if num_frames is None else {"num_frames": num_frames})).items():
+        check_positive_integer(name, value)
     if "tcfe" in branches and any(c % num_attention_heads for c in decoder_channels[1::2]):
         raise InputError(
             f"`num_attention_heads` = {num_attention_heads} must divide the second, fourth and sixth of "
