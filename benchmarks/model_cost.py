@@ -20,6 +20,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from diffsal_diffusers import SaliencyUNet, load_pipeline
+from diffsal_diffusers.modeling import count_parameters
 
 HEIGHT, WIDTH = 224, 384
 
@@ -39,7 +40,7 @@ def measure(function):
 
 def parameters(module: torch.nn.Module) -> float:
     """Millions of parameters."""
-    return sum(p.numel() for p in module.parameters()) / 1e6
+    return count_parameters(module) / 1e6
 
 
 @torch.no_grad()

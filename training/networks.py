@@ -7,15 +7,19 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from diffsal_diffusers.schedulers import create_scheduler
+from diffusers.utils import logging
 
 from ..encoders import create_video_encoder
+from ..encoders.pretrained import one_line
 from ..errors import InputError
 from ..models import SalFoM, SaliencyUNet
 from ..pipelines import DiffSalPipeline, SalFoMPipeline, SaliencyPipeline
 from ..presets import load_pipeline
 from ..processing import SaliencyProcessor
+from ..schedulers import create_scheduler
 from .config import ModelConfig, TrainingConfig
+
+logger = logging.get_logger(__name__)
 
 LORA_TARGETS = ["to_q", "to_k", "to_v", "to_out"]
 # What is about noise, sound and the Saliency-UNet, and what it must be for a network without them.
@@ -34,16 +38,10 @@ WITHOUT_DENOISING = {
     "model.audio_pretrained": (False,),
 }
 
-
-OF_NEW_NETWORKS = {
-    "video_config": {},
-    "pretrained": False,
-    "num_frames": None,
-    "frame_interval": 1,
-    "num_inference_steps": ModelConfig.num_inference_steps,
-    "frame_stride": 1,
-    "salfom": {},
-}
+# Settings of `model` that a folder's networks have already, so that others beside it would do nothing.
+OF_NEW_NETWORKS = (
+    "video_config", "pretrained", "num_frames", "frame_interval", "num_inference_steps", "frame_stride", "salfom",
+)  # fmt: skip
 
 
 def build_pipeline(config: TrainingConfig) -> SaliencyPipeline:
@@ -63,8 +61,8 @@ def build_pipeline(config: TrainingConfig) -> SaliencyPipeline:
             kind = "salfom" if isinstance(pipe, SalFoMPipeline) else "diffsal"
             if model.kind not in (None, kind):
                 raise InputError(f"{model.folder}: `model.kind` is {kind} there, and {model.kind} in this config")
-            for key, default in OF_NEW_NETWORKS.items():
-                if getattr(model, key) != default:
+            for key in OF_NEW_NETWORKS:
+                if getattr(model, key) != getattr(ModelConfig(), key):
                     raise InputError(f"`model.{key}` is for a new network; with `model.folder` its own settings stay")
             if isinstance(pipe, DiffSalPipeline):
                 if not isinstance(pipe.unet, SaliencyUNet):
@@ -80,7 +78,7 @@ def build_pipeline(config: TrainingConfig) -> SaliencyPipeline:
     except (TypeError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"`model` has settings of which no network can be made ({reason})") from error
-    names = dict.fromkeys([*pipe.components, *pipe.networks])
+    names = {*pipe.components, *pipe.networks}
     for key, of_parts in (("model.freeze", model.freeze), ("learning_rate_scale", config.learning_rate_scale)):
         for name in of_parts:
             if name not in names:
@@ -125,7 +123,11 @@ def freeze_unread(pipe: SalFoMPipeline) -> None:
     with torch.device("meta"):
         try:
             saliency = probe(torch.zeros(1, 3, config.num_frames, *config.frame_size)).saliency
-        except Exception:  # a user's own encoder may not run without data: all of it is taken to be read
+        except Exception as error:  # a user's own encoder may not run without data
+            logger.warning(
+                f"which parts of {pipe.salfom.config.encoder} reach the map cannot be told without data "
+                f"({one_line(error)}): all of it is trained, and several processes may wait for gradients of the rest"
+            )
             return
         saliency.sum().backward()
     for parameter, probed in zip(pipe.salfom.parameters(), probe.parameters(), strict=True):

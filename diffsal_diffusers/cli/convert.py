@@ -11,6 +11,7 @@ from diffusers import DiffusionPipeline, ModelMixin
 from ..conversion import convert_diffsal, convert_mvit_v2_s, convert_salfom, convert_umt, convert_vggish
 from ..errors import InputError
 from ..media.writers import complete_path, writing
+from ..modeling import count_parameters
 from ..pipelines import SaliencyPipeline
 from ..presets import list_models
 
@@ -96,6 +97,6 @@ def write(model: DiffusionPipeline | ModelMixin, unused: list[str], folder: Path
         print(f"left out, since the network has no use for them, {len(unused)} tensors:")
         print(textwrap.fill(", ".join(unused), 100, initial_indent="  ", subsequent_indent="  "))
     networks = model.components.values() if isinstance(model, DiffusionPipeline) else [model]
-    parameters = sum(part.num_parameters() for part in networks if isinstance(part, ModelMixin))
+    parameters = count_parameters(*(part for part in networks if isinstance(part, ModelMixin)))
     print(f"{folder}: {type(model).__name__}, {parameters / 1e6:.2f} M parameters; {hint}")
     return 0

@@ -92,7 +92,7 @@ def clip_windows(
 
     for index, (time, content) in enumerate(frames):
         held.append(IndexedFrame(index, time, content))
-        while index >= max(indices(target)[0], indices(target)[-1], target):
+        while index >= max(indices(target)):
             yield window(target)
             previous, target = target, target + stride
             # The stream may end anywhere: its last frame, the next one perhaps, is a target too.
